@@ -1,0 +1,251 @@
+"""``RecurrentGemmaConfig``: the checkpoint's field names and defaults, validated on construction."""
+
+import math
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from recurrent_gemma.configuration.presets import PRESETS
+
+_LAYER_TYPES = {"recurrent": "linear_attention", "attention": "sliding_attention"}
+# Values that follow from other fields. Checkpoints written by Transformers store some of them.
+_DERIVED_FIELDS = ("head_dim", "final_w_init_variance_scale", "layer_types", "layers_block_type", "sliding_window")
+
+
+class RecurrentGemmaConfig(PreTrainedConfig):
+    """Configuration of a Griffin-family model (RecurrentGemma, Griffin, Hawk).
+
+    Field names and defaults are those of Transformers' own class, so published ``config.json`` files load unchanged.
+    Source of the architecture: arXiv 2402.19427 and PyPI ``recurrentgemma`` 1.0.1 (``GriffinConfig``).
+
+    Args:
+        num_hidden_layers: Number of residual blocks.
+        vocab_size: Number of token embeddings.
+        hidden_size: Width D of the residual stream.
+        intermediate_size: Twice the width of the MLP; see :attr:`mlp_width`.
+        num_attention_heads: Query heads of attention blocks, and blocks H of the RG-LRU's block-diagonal gates.
+        lru_width: Width R of the recurrence; ``None`` means ``hidden_size``.
+        attention_window_size: W. A query attends itself and the W keys before it, W + 1 keys in all.
+        conv1d_width: Taps K of the temporal convolution.
+        logits_soft_cap: Logits become ``cap * tanh(logits / cap)``; ``None`` or 0 turns it off.
+        rms_norm_eps: Added to the mean square in RMSNorm.
+        use_cache: Whether ``forward`` returns a cache by default.
+        pad_token_id, eos_token_id, bos_token_id: Special tokens.
+        hidden_activation: Activation of the MLP's gate and of the recurrent block's gate branch.
+        rope_parameters: ``{"rope_theta", "partial_rotary_factor", "rope_type"}``; only ``rope_type="default"`` exists in
+            this family. Default: theta 10,000 on the first half of each head.
+        block_types: Pattern of ``"recurrent"`` and ``"attention"``, of any length, repeated and cut to
+            ``num_hidden_layers``.
+        attention_dropout: Dropout probability of attention weights in training.
+        num_key_value_heads: Key/value heads; divides ``num_attention_heads``. ``None`` means as many (published: 1).
+        attention_bias: Whether the query, key and value projections have a bias.
+        w_init_variance_scale: Variance scale of the convolution's initialization.
+        tie_word_embeddings: Whether the output projection is the embedding table.
+        embeddings_scale_by_sqrt_dim: Whether embeddings are multiplied by sqrt(D), rounded to bfloat16.
+
+    Raises:
+        TypeError: A field has the wrong type.
+        ValueError: A field has a value outside its range, or fields contradict each other.
+    """
+
+    model_type = "recurrent_gemma"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {"layer_types": "layers_block_type"}
+
+    num_hidden_layers: int = 26
+    vocab_size: int = 256000
+    hidden_size: int = 2560
+    intermediate_size: int = 3 * 2560
+    num_attention_heads: int = 10
+    lru_width: int | None = None
+    attention_window_size: int = 2048
+    conv1d_width: int = 4
+    logits_soft_cap: float | None = 30.0
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 1
+    bos_token_id: int | None = 2
+    hidden_activation: str = "gelu_pytorch_tanh"
+    rope_parameters: dict | None = None
+    block_types: list[str] | tuple[str, ...] | None = ("recurrent", "recurrent", "attention")
+    attention_dropout: float = 0.0
+    num_key_value_heads: int | None = None
+    attention_bias: bool = False
+    w_init_variance_scale: float = 0.01
+    tie_word_embeddings: bool = True
+    embeddings_scale_by_sqrt_dim: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Transformers 4 saved the pattern under a private name.
+        stored_pattern = kwargs.pop("_block_types", None)
+        if stored_pattern is not None and tuple(self.block_types or ()) == type(self).block_types:
+            self.block_types = stored_pattern
+        if isinstance(self.block_types, (list, tuple)):
+            self.block_types = list(self.block_types)
+        if self.lru_width is None:
+            self.lru_width = self.hidden_size
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        self._validate_types()
+        self._validate_values()
+        kwargs = self._pop_derived(kwargs)
+        if self.rope_parameters is not None:
+            self.rope_parameters = dict(self.rope_parameters)
+        kwargs.setdefault("partial_rotary_factor", 0.5)
+        super().__post_init__(**kwargs)
+        self._validate_rope_parameters()
+
+    @classmethod
+    def from_preset(cls, preset: str, **overrides: Any) -> "RecurrentGemmaConfig":
+        """Config of a published model.
+
+        Args:
+            preset: One of ``recurrent_gemma.PRESETS``.
+            **overrides: Fields that differ from the preset.
+
+        Raises:
+            ValueError: The preset does not exist.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"preset: expected one of {sorted(PRESETS)}, got {preset!r}.")
+        return cls(**{**PRESETS[preset], **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        # Overrides take part in validation, and values that the file derived from other fields follow them.
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.__dataclass_fields__}
+        for name in ("torch_dtype", "dtype"):
+            if name in overrides:
+                kwargs[name] = overrides.pop(name)
+        if overrides:
+            config_dict = {k: v for k, v in config_dict.items() if k not in _DERIVED_FIELDS} | overrides
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """True width of the MLP, half the checkpoint field ``intermediate_size``."""
+        return self.intermediate_size // 2
+
+    @property
+    def layers_block_type(self) -> list[str]:
+        """Type of each layer in Transformers' terms: ``linear_attention`` or ``sliding_attention``."""
+        return [_LAYER_TYPES[self.block_types[i % len(self.block_types)]] for i in range(self.num_hidden_layers)]
+
+    @property
+    def sliding_window(self) -> int:
+        """Keys a query sees in Transformers' terms, itself included: ``attention_window_size + 1``."""
+        return self.attention_window_size + 1
+
+    @property
+    def final_logit_softcapping(self) -> float | None:
+        """The soft cap under the name that TRL and others read; ``None`` when off."""
+        return self.logits_soft_cap or None
+
+    @property
+    def final_w_init_variance_scale(self) -> float:
+        """Variance scale of the last projection of every block at initialization."""
+        return 2.0 / self.num_hidden_layers
+
+    @property
+    def rotary_dim(self) -> int:
+        """Leading dimensions of each head that RoPE rotates."""
+        return int(self.head_dim * self.rope_parameters["partial_rotary_factor"])
+
+    def _validate_types(self) -> None:
+        integers = (
+            "num_hidden_layers vocab_size hidden_size intermediate_size num_attention_heads lru_width "
+            "attention_window_size conv1d_width num_key_value_heads"
+        ).split()
+        for name in integers:
+            _expect_type(name, getattr(self, name), int, "a positive int")
+        for name in ("rms_norm_eps", "attention_dropout", "w_init_variance_scale"):
+            _expect_type(name, getattr(self, name), (int, float), "a number")
+        if self.logits_soft_cap is not None:
+            _expect_type("logits_soft_cap", self.logits_soft_cap, (int, float), "a number or None")
+        for name in ("use_cache", "attention_bias", "tie_word_embeddings", "embeddings_scale_by_sqrt_dim"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}.")
+        if not isinstance(self.block_types, list):
+            raise TypeError(f"block_types: expected a list of block names, got {self.block_types!r}.")
+        if self.rope_parameters is not None and not isinstance(self.rope_parameters, dict):
+            raise TypeError(f"rope_parameters: expected a dict or None, got {self.rope_parameters!r}.")
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            for token in _as_list(getattr(self, name)):
+                _expect_type(name, token, int, "an int, None, or (eos_token_id) a list of ints")
+
+    def _validate_values(self) -> None:
+        for name in (
+            "num_hidden_layers vocab_size hidden_size intermediate_size num_attention_heads lru_width "
+            "attention_window_size conv1d_width num_key_value_heads"
+        ).split():
+            _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _expect(self.intermediate_size % 2 == 0, "intermediate_size", "an even number (twice the MLP width)",
+                self.intermediate_size)
+        heads = self.num_attention_heads
+        for name in ("hidden_size", "lru_width"):
+            _expect(getattr(self, name) % heads == 0, name, f"a multiple of num_attention_heads ({heads})",
+                    getattr(self, name))
+        _expect(heads % self.num_key_value_heads == 0, "num_key_value_heads",
+                f"a divisor of num_attention_heads ({heads})", self.num_key_value_heads)
+        _expect(self.rms_norm_eps > 0, "rms_norm_eps", "more than 0", self.rms_norm_eps)
+        _expect(0 <= self.attention_dropout < 1, "attention_dropout", "at least 0 and less than 1",
+                self.attention_dropout)
+        _expect(self.w_init_variance_scale > 0, "w_init_variance_scale", "more than 0", self.w_init_variance_scale)
+        cap = self.logits_soft_cap
+        _expect(cap is None or (cap >= 0 and math.isfinite(cap)), "logits_soft_cap",
+                "a finite number of at least 0, or None (0 and None turn it off)", cap)
+        _expect(len(self.block_types) > 0 and all(isinstance(b, str) and b in _LAYER_TYPES for b in self.block_types),
+                "block_types", f"a non-empty list of {sorted(_LAYER_TYPES)}", self.block_types)
+        _expect(self.hidden_activation in ACT2FN, "hidden_activation",
+                "a name from transformers.activations.ACT2FN", self.hidden_activation)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            for token in _as_list(getattr(self, name)):
+                _expect(0 <= token < self.vocab_size, name, f"an id below vocab_size ({self.vocab_size}), or None",
+                        token)
+
+    def _validate_rope_parameters(self) -> None:
+        rope = self.rope_parameters
+        _expect(rope.get("rope_type") == "default", "rope_parameters['rope_type']",
+                "'default' (the family has no scaled RoPE)", rope.get("rope_type"))
+        for name in ("rope_theta", "partial_rotary_factor"):
+            _expect_type(f"rope_parameters[{name!r}]", rope.get(name), (int, float), "a number")
+        _expect(rope["rope_theta"] > 0, "rope_parameters['rope_theta']", "more than 0", rope["rope_theta"])
+        factor = rope["partial_rotary_factor"]
+        _expect(0 < factor <= 1, "rope_parameters['partial_rotary_factor']", "more than 0 and at most 1", factor)
+        if "sliding_attention" in self.layers_block_type:
+            _expect(self.rotary_dim > 0 and self.rotary_dim % 2 == 0, "rope_parameters['partial_rotary_factor']",
+                    f"a share of head_dim ({self.head_dim}) that gives a positive even number of rotated dimensions",
+                    f"{factor}, which gives {self.rotary_dim}")
+
+    def _pop_derived(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        # Only at initialization, and not a choice: Transformers' class recomputes it as well.
+        kwargs.pop("final_w_init_variance_scale", None)
+        for name in (*_DERIVED_FIELDS, "mlp_width", "rotary_dim", "final_logit_softcapping"):
+            if name in kwargs:
+                given = kwargs.pop(name)
+                derived = None if name == "rotary_dim" else getattr(self, name)
+                given = list(given) if isinstance(given, tuple) else given
+                _expect(given is None or given == derived, name,
+                        f"{derived} (derived from the other fields; set those instead)", given)
+        return kwargs
+
+
+def _as_list(value: Any) -> list:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _expect_type(name: str, value: Any, types: type | tuple[type, ...], expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise TypeError(f"{name}: expected {expected}, got {value!r} of type {type(value).__name__}.")
+
+
+def _expect(condition: bool, name: str, expected: str, actual: Any) -> None:
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {actual}.")

@@ -1,0 +1,1 @@
+"""RecurrentGemma for Transformers."""
