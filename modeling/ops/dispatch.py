@@ -1,0 +1,71 @@
+"""What every op's ``api.py`` shares: argument checks, the choice of a backend, and when to go through the op registry."""
+
+import functools
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+logger = logging.getLogger("recurrent_gemma")
+
+
+def expect_shape(name: str, tensor: Tensor, shape: Sequence[int], meaning: str) -> None:
+    """Raise ValueError unless ``tensor`` has ``shape``."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected shape {meaning} = {tuple(shape)}, got {tuple(tensor.shape)}.")
+
+
+def expect_floating(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless ``tensor`` is a floating-point tensor."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name}: expected a floating-point tensor, got {got}.")
+
+
+def expect_markers(name: str, tensor: Tensor | None, batch: int, length: int) -> None:
+    """Raise unless ``tensor`` is None or boolean of shape (B, L)."""
+    if tensor is None:
+        return
+    if tensor.dtype != torch.bool:
+        raise TypeError(f"{name}: expected a bool tensor, got {tensor.dtype}; compare it with 0 first.")
+    expect_shape(name, tensor, (batch, length), "(B, L)")
+
+
+def expect_sequence(name: str, tensor: Tensor) -> None:
+    """Raise unless ``tensor`` is a floating-point (B, L, R) tensor with at least one element in every dimension."""
+    expect_floating(name, tensor)
+    if tensor.ndim != 3 or 0 in tensor.shape:
+        raise ValueError(f"{name}: expected a non-empty (B, L, R) tensor, got shape {tuple(tensor.shape)}.")
+
+
+def choose_backend(op: str, impl: str | None, backends: Sequence[str], default: str) -> str:
+    """The backend to run. ``impl`` forces one and never falls back; the default is logged once."""
+    if impl is None:
+        _log_default(op, default)
+        return default
+    if impl not in backends:
+        raise ValueError(f"impl: expected one of {list(backends)} for {op}, got {impl!r}.")
+    return impl
+
+
+@functools.cache
+def _log_default(op: str, backend: str) -> None:
+    logger.info("%s runs on backend %r", op, backend)
+
+
+def needs_registered_op(*tensors: Tensor | None) -> bool:
+    """Whether autograd, a transform or a tracer must see one registered op. Plain inference skips its overhead."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
+    """Raise if a tensor carries a forward-mode tangent, which a custom op would silently drop."""
+    if torch.compiler.is_compiling():
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{op}: forward-mode differentiation is not supported; use reverse mode.")
