@@ -100,10 +100,11 @@ def _last_inputs(extended: Tensor, taps: int, starts: Tensor | None, valid: Tens
         history = gather_columns(extended, begin + torch.arange(taps - 1, device=extended.device))
     if starts is None:
         return history
-    steps = torch.arange(1, length + 1, device=extended.device)
-    last_start = (starts * steps).amax(dim=1, keepdim=True)  # 1-based, 0 where no document starts
-    column = begin + torch.arange(taps - 1, device=extended.device) - (taps - 1)
-    return history.masked_fill((column < last_start - 1)[..., None], 0.0)
+    # Indices of tokens; those of the history before them are negative.
+    column = begin + torch.arange(1 - taps, 0, device=extended.device)
+    tokens = torch.arange(length, device=extended.device).expand_as(starts)
+    last_start = tokens.masked_fill(~starts, 1 - taps).amax(dim=1, keepdim=True)
+    return history.masked_fill((column < last_start)[..., None], 0.0)
 
 
 @torch.library.custom_op("recurrent_gemma::causal_conv1d", mutates_args=())
