@@ -1,0 +1,12 @@
+"""The model: layers, cache, inputs and heads. ``modeling.ops`` holds the pure functions on tensors beneath them."""
+
+from recurrent_gemma.modeling.cache import RecurrentGemmaCache
+from recurrent_gemma.modeling.heads import RecurrentGemmaForCausalLM
+from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
+
+__all__ = [
+    "RecurrentGemmaCache",
+    "RecurrentGemmaForCausalLM",
+    "RecurrentGemmaModel",
+    "RecurrentGemmaPreTrainedModel",
+]

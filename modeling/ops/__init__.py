@@ -1,0 +1,10 @@
+"""Pure functions on tensors: state in, state out. They know nothing of modules or configs.
+
+Every op has a reference (its equations), one file for each backend, and an api that validates and picks a backend.
+"""
+
+from recurrent_gemma.modeling.ops.causal_conv1d import causal_conv1d
+from recurrent_gemma.modeling.ops.local_attention import local_attention
+from recurrent_gemma.modeling.ops.rg_lru import rg_lru
+
+__all__ = ["causal_conv1d", "local_attention", "rg_lru"]

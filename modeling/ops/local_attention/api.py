@@ -77,7 +77,10 @@ def local_attention(
     if order is not None:
         query = gather_columns(query, order, dim=2)
         starts = None if starts is None else starts.gather(1, order)
-    documents = None if starts is None or _changes_nothing(starts, past) else starts.cumsum(dim=1)
+    # A start at the first token with nothing before it hides nothing.
+    documents = None if starts is None or _holds_on_cpu(~starts[:, 0 if past else 1 :]) else starts.cumsum(dim=1)
+    if past_length is not None and _holds_on_cpu(past_length >= past):
+        options["past_length"] = None
     output = local_attention_blocked(query, new_key, new_value, documents=documents, **options)
     if order is not None and valid is not None:
         output = gather_columns(output, inverse_order(order), dim=2).masked_fill(~valid[:, None, :, None], 0.0)
@@ -105,11 +108,9 @@ def _last_valid(columns: Tensor, window: int, length: int, count: Tensor | None)
     return gather_columns(columns, index.clamp_min(0), dim=2)
 
 
-def _changes_nothing(starts: Tensor, past: int) -> bool:
-    """Whether the only start is the first token with nothing before it. Looked at where that costs no device sync."""
-    if starts.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    return not bool(starts[:, 0 if past else 1 :].any())
+def _holds_on_cpu(condition: Tensor) -> bool:
+    """Whether ``condition`` holds everywhere; False where looking would wait for a device or break a graph."""
+    return condition.device.type == "cpu" and not torch.compiler.is_compiling() and bool(condition.all())
 
 
 def _check(

@@ -1,0 +1,236 @@
+"""The layers of the Griffin family. They hold parameters only: state is an argument and a return value.
+
+Parameter names are those of published checkpoints. Source: arXiv 2402.19427, section 2, and
+``recurrentgemma/jax/{layers,modules}.py``.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from recurrent_gemma.configuration import RecurrentGemmaConfig
+from recurrent_gemma.modeling.cache import AttentionState, LayerState, RecurrentState
+from recurrent_gemma.modeling.ops.causal_conv1d import causal_conv1d
+from recurrent_gemma.modeling.ops.local_attention import local_attention
+from recurrent_gemma.modeling.ops.rg_lru import rg_lru
+
+# Transformers' names of attention implementations, and the backend of the local attention op each one selects.
+ATTENTION_BACKENDS = {"sdpa": "blocked", "eager": "reference"}
+
+
+class LayerContext(NamedTuple):
+    """What one forward pass tells every layer."""
+
+    starts: Tensor  # (B, L) bool, first tokens of documents
+    valid: Tensor | None  # (B, L) bool, false at pads
+    past_length: Tensor  # (B,) tokens seen of the document that goes on
+    cos: Tensor | None  # (B, 1, L, rotary_dim / 2) fp32
+    sin: Tensor | None
+
+
+def rotary_angles(positions: Tensor, config: RecurrentGemmaConfig) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (B, 1, L, rotary_dim / 2) in fp32 of RoPE's angles at ``positions`` (B, L)."""
+    exponents = torch.arange(0, config.rotary_dim, 2, device=positions.device, dtype=torch.float32) / config.rotary_dim
+    frequencies = 1.0 / config.rope_parameters["rope_theta"] ** exponents
+    angles = positions[:, None, :, None].to(torch.float32) * frequencies
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first ``2 * cos.shape[-1]`` dimensions of x (B, H, L, D), in fp32; the others pass."""
+    half = cos.shape[-1]
+    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.cat((rotated.to(x.dtype), rest), dim=-1)
+
+
+class RecurrentGemmaScaledEmbedding(nn.Embedding):
+    """Embedding times a constant. The source rounds sqrt(D) to bfloat16 whatever the model's dtype."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, scale: bool) -> None:
+        super().__init__(num_embeddings, embedding_dim)
+        self.embed_scale = float(torch.tensor(embedding_dim**0.5, device="cpu").to(torch.bfloat16)) if scale else 1.0
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        embedded = super().forward(input_ids)
+        return embedded if self.embed_scale == 1.0 else embedded * self.embed_scale
+
+
+class RecurrentGemmaRMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight), in fp32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        scale = 1.0 + self.weight.to(dtype)
+        return F.rms_norm(x.to(dtype), scale.shape, scale, self.eps).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class RecurrentGemmaRglru(nn.Module):
+    """Real-Gated Linear Recurrent Unit with block-diagonal gates."""
+
+    def __init__(self, config: RecurrentGemmaConfig) -> None:
+        super().__init__()
+        heads, width = config.num_attention_heads, config.lru_width // config.num_attention_heads
+        self.recurrent_param = nn.Parameter(torch.empty(config.lru_width))
+        self.input_gate_weight = nn.Parameter(torch.empty(heads, width, width))
+        self.input_gate_bias = nn.Parameter(torch.empty(heads, width))
+        self.recurrent_gate_weight = nn.Parameter(torch.empty(heads, width, width))
+        self.recurrent_gate_bias = nn.Parameter(torch.empty(heads, width))
+
+    def forward(self, x: Tensor, state: Tensor | None, context: LayerContext) -> tuple[Tensor, Tensor]:
+        """x (B, L, R) and the state (B, R) to y (B, L, R) and the new state."""
+        input_gate = self._gate(x, self.input_gate_weight, self.input_gate_bias)
+        recurrence_gate = self._gate(x, self.recurrent_gate_weight, self.recurrent_gate_bias)
+        return rg_lru(
+            x, input_gate, recurrence_gate, self.recurrent_param, state, starts=context.starts, valid=context.valid
+        )
+
+    @staticmethod
+    def _gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        heads, width, _ = weight.shape
+        blocks = x.reshape(-1, heads, width).transpose(0, 1)
+        return torch.baddbmm(bias[:, None], blocks, weight).transpose(0, 1).reshape(x.shape)
+
+
+class RecurrentGemmaConv1d(nn.Module):
+    """Causal depthwise convolution over time."""
+
+    def __init__(self, width: int, taps: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, 1, taps))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor, history: Tensor | None, context: LayerContext) -> tuple[Tensor, Tensor]:
+        """x (B, L, R) and the history (B, K - 1, R) to y (B, L, R) and the new history."""
+        return causal_conv1d(
+            x, self.weight.squeeze(1), self.bias, history, starts=context.starts, valid=context.valid
+        )
+
+
+class RecurrentGemmaRecurrentBlock(nn.Module):
+    """linear_out(act(linear_y(x)) * rg_lru(conv(linear_x(x))))."""
+
+    def __init__(self, config: RecurrentGemmaConfig) -> None:
+        super().__init__()
+        self.linear_y = nn.Linear(config.hidden_size, config.lru_width)
+        self.linear_x = nn.Linear(config.hidden_size, config.lru_width)
+        self.linear_out = nn.Linear(config.lru_width, config.hidden_size)
+        self.conv_1d = RecurrentGemmaConv1d(config.lru_width, config.conv1d_width)
+        self.rg_lru = RecurrentGemmaRglru(config)
+        self.act_fn = ACT2FN[config.hidden_activation]
+
+    def forward(
+        self, x: Tensor, state: RecurrentState | None, context: LayerContext
+    ) -> tuple[Tensor, RecurrentState, None]:
+        history, recurrent = (None, None) if state is None else state
+        y = self.act_fn(self.linear_y(x))
+        x, history = self.conv_1d(self.linear_x(x), history, context)
+        x, recurrent = self.rg_lru(x, recurrent, context)
+        return self.linear_out(x * y), RecurrentState(history, recurrent), None
+
+
+class RecurrentGemmaAttention(nn.Module):
+    """Local attention with RoPE on the leading dimensions of each head; multi-query in published models."""
+
+    def __init__(self, config: RecurrentGemmaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.head_dim
+        self.dropout = config.attention_dropout
+        key_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=True)
+
+    def forward(
+        self, x: Tensor, state: AttentionState | None, context: LayerContext, return_weights: bool = False
+    ) -> tuple[Tensor, AttentionState, Tensor | None]:
+        query, key, value = (
+            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        assert context.cos is not None and context.sin is not None
+        query, key = (apply_rotary(t, context.cos, context.sin) for t in (query, key))
+        past_key, past_value = (None, None) if state is None else state
+        output, key, value, *weights = local_attention(
+            query,
+            key,
+            value,
+            past_key,
+            past_value,
+            window=self.config.attention_window_size,
+            past_length=None if state is None else context.past_length,
+            starts=context.starts,
+            valid=context.valid,
+            dropout=self.dropout if self.training else 0.0,
+            return_weights=return_weights,
+            impl=attention_backend(self.config),
+        )
+        output = self.o_proj(output.transpose(1, 2).flatten(2))
+        return output, AttentionState(key, value), weights[0] if weights else None
+
+
+class RecurrentGemmaMlp(nn.Module):
+    """down_proj(act(gate_proj(x)) * up_proj(x))."""
+
+    def __init__(self, config: RecurrentGemmaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.mlp_width)
+        self.up_proj = nn.Linear(config.hidden_size, config.mlp_width)
+        self.down_proj = nn.Linear(config.mlp_width, config.hidden_size)
+        self.act_fn = ACT2FN[config.hidden_activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class RecurrentGemmaDecoderLayer(GradientCheckpointingLayer):
+    """Residual block: x += temporal_block(norm(x)); x += mlp_block(norm(x))."""
+
+    def __init__(self, config: RecurrentGemmaConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.is_recurrent = config.layers_block_type[layer_idx] == "linear_attention"
+        self.temporal_pre_norm = RecurrentGemmaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.temporal_block = (
+            RecurrentGemmaRecurrentBlock(config) if self.is_recurrent else RecurrentGemmaAttention(config)
+        )
+        self.channel_pre_norm = RecurrentGemmaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp_block = RecurrentGemmaMlp(config)
+
+    def forward(
+        self, hidden_states: Tensor, state: LayerState | None, context: LayerContext, return_weights: bool = False
+    ) -> tuple[Tensor, LayerState, Tensor | None]:
+        """Hidden states (B, L, D) and the block's state to both after the block, and attention weights if asked for."""
+        options = {} if self.is_recurrent else {"return_weights": return_weights}
+        mixed, state, weights = self.temporal_block(self.temporal_pre_norm(hidden_states), state, context, **options)
+        hidden_states = hidden_states + mixed
+        hidden_states = hidden_states + self.mlp_block(self.channel_pre_norm(hidden_states))
+        return hidden_states, state, weights
+
+
+def attention_backend(config: RecurrentGemmaConfig) -> str:
+    """Backend of the local attention op for ``config``'s attention implementation.
+
+    Raises:
+        ValueError: This family has no such attention implementation.
+    """
+    name = config._attn_implementation or "sdpa"
+    if name not in ATTENTION_BACKENDS:
+        raise ValueError(
+            f"attn_implementation: expected one of {sorted(ATTENTION_BACKENDS)} (a window of {config.sliding_window} keys "
+            f"with documents and pads), got {name!r}."
+        )
+    return ATTENTION_BACKENDS[name]

@@ -1,0 +1,312 @@
+"""``RecurrentGemmaModel``: embeddings, residual blocks and final norm, and what all models of the family share."""
+
+import math
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from recurrent_gemma.configuration import RecurrentGemmaConfig
+from recurrent_gemma.modeling.cache import RecurrentGemmaCache
+from recurrent_gemma.modeling.inputs import SequenceInputs, check_token_ids, derive_sequence_inputs
+from recurrent_gemma.modeling.layers import (
+    LayerContext,
+    RecurrentGemmaAttention,
+    RecurrentGemmaConv1d,
+    RecurrentGemmaDecoderLayer,
+    RecurrentGemmaMlp,
+    RecurrentGemmaRecurrentBlock,
+    RecurrentGemmaRglru,
+    RecurrentGemmaRMSNorm,
+    RecurrentGemmaScaledEmbedding,
+    attention_backend,
+    rotary_angles,
+)
+
+# Radius of the ring on which the recurrence's a is drawn (``RGLRU.a_real_param_init`` in recurrentgemma/jax/layers.py).
+_MIN_RADIUS, _MAX_RADIUS = 0.9, 0.999
+
+
+class RecurrentGemmaPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialization of the family's models."""
+
+    config: RecurrentGemmaConfig
+    config_class = RecurrentGemmaConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RecurrentGemmaDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _is_stateful = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any):
+        """Load a checkpoint, as ``PreTrainedModel.from_pretrained`` does, but never a part of one.
+
+        Args:
+            pretrained_model_name_or_path: Directory or repository id.
+            use_safetensors: ``None`` (default) or ``True`` read safetensors only. ``False`` allows pickled ``.bin`` files.
+            **kwargs: As in Transformers.
+
+        Raises:
+            ValueError: Weights of the model are missing, misshapen or unexpected; all are named. Heads that a checkpoint
+                of another task cannot have, and tied weights, may be missing.
+            OSError: There are no safetensors files.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        if kwargs.get("use_safetensors") is None and kwargs.get("state_dict") is None:
+            kwargs["use_safetensors"] = True
+        tolerate_shapes = kwargs.get("ignore_mismatched_sizes", False)
+        # Collect every mismatch, to name them all.
+        kwargs["ignore_mismatched_sizes"] = True
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except OSError as error:
+            if _has_pickled_weights(pretrained_model_name_or_path):
+                raise OSError(
+                    f"{pretrained_model_name_or_path}: expected safetensors weights, found pickled ones, which can run code "
+                    "when loaded; pass use_safetensors=False if you trust their source."
+                ) from error
+            raise
+        _expect_complete(cls, info, str(pretrained_model_name_or_path), tolerate_shapes)
+        return (model, info) if wants_info else model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Variances of DeepMind's JAX code: 1 / fan-in, 2 / layers less for the last projection of every block.
+        width, last = self.config.hidden_size, self.config.final_w_init_variance_scale
+        if isinstance(module, RecurrentGemmaRMSNorm):
+            init.zeros_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=width**-0.5)
+        elif isinstance(module, RecurrentGemmaConv1d):
+            init.normal_(module.weight, std=math.sqrt(self.config.w_init_variance_scale / self.config.conv1d_width))
+            init.zeros_(module.bias)
+        elif isinstance(module, RecurrentGemmaRglru):
+            for weight in (module.input_gate_weight, module.recurrent_gate_weight):
+                init.normal_(weight, std=self.config.lru_width**-0.5)
+            for bias in (module.input_gate_bias, module.recurrent_gate_bias):
+                init.zeros_(bias)
+            init.copy_(module.recurrent_param, _draw_recurrent_param(module.recurrent_param))
+        elif isinstance(module, RecurrentGemmaRecurrentBlock):
+            _init_linears((module.linear_x, module.linear_y), 1.0)
+            _init_linears((module.linear_out,), last)
+        elif isinstance(module, RecurrentGemmaAttention):
+            _init_linears((module.q_proj, module.k_proj, module.v_proj), 1.0)
+            _init_linears((module.o_proj,), last)
+        elif isinstance(module, RecurrentGemmaMlp):
+            # One matrix of two halves in the source, whose fan-in counts both.
+            _init_linears((module.gate_proj, module.up_proj), 0.5)
+            _init_linears((module.down_proj,), last)
+        elif (head := getattr(module, "lm_head", None)) is not None:
+            _init_linears((head,), 1.0)
+
+
+class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
+    """The family's backbone: token ids or embeddings in, hidden states and state of the sequence out."""
+
+    def __init__(self, config: RecurrentGemmaConfig) -> None:
+        super().__init__(config)
+        attention_backend(config)
+        self.embed_tokens = RecurrentGemmaScaledEmbedding(
+            config.vocab_size, config.hidden_size, config.embeddings_scale_by_sqrt_dim
+        )
+        self.layers = nn.ModuleList(RecurrentGemmaDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.final_norm = RecurrentGemmaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RecurrentGemmaCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the backbone over L new columns of B rows.
+
+        Args:
+            input_ids: (B, L) int64.
+            attention_mask: (B, past + L) of 1 (token) and 0 (pad, anywhere); a pad changes nothing but its own outputs.
+            position_ids: (B, L) or (1, L); 0 starts a document, so packed rows restart at 0. Counts valid tokens when
+                None.
+            past_key_values: The state to go on from; extended in place. ``RecurrentGemmaCache`` only.
+            inputs_embeds: (B, L, D) instead of input_ids; not scaled here, as ``embed_tokens`` gives scaled ones.
+            use_cache: Whether to return a cache. None: ``config.use_cache``, but not in training without a cache.
+            output_hidden_states: Also return (B, L, D) before every block and after the final norm.
+            output_attentions: Also return each attention block's weights (B, H, L, past + L);
+                ``attn_implementation="eager"`` only.
+            cu_seq_lens_q: (documents + 1,) cumulative lengths of the documents packed in one row.
+            seq_idx: (B, L) number of the document that each token belongs to.
+
+        Returns:
+            ``last_hidden_state`` (B, L, D), ``past_key_values``, ``hidden_states``, ``attentions``.
+
+        Raises:
+            TypeError: A cache of another class, an unknown argument, or a wrong dtype.
+            ValueError: Ids outside the vocabulary, wrong shapes, positions that follow no rule, a cache of another model
+                or batch size; see ``modeling/inputs.py``.
+        """
+        _refuse_unknown(kwargs, cu_seq_lens_q)
+        inputs_embeds = self._embed(input_ids, inputs_embeds)
+        batch, length, _ = inputs_embeds.shape
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_attentions and attention_backend(self.config) != "reference":
+            raise ValueError(
+                'output_attentions: expected attn_implementation="eager", which makes the weights, got '
+                f'"{self.config._attn_implementation}"; load the model with attn_implementation="eager".'
+            )
+        cache = self._prepare_cache(past_key_values, use_cache, batch)
+        sequence = derive_sequence_inputs(
+            batch=batch,
+            length=length,
+            device=inputs_embeds.device,
+            past_columns=0 if cache is None else cache.columns,
+            past_next_position=None if cache is None else cache.next_position,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cu_seq_lens_q=cu_seq_lens_q,
+            seq_idx=seq_idx,
+        )
+        context = self._context(sequence)
+        keep_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+
+        hidden_states = inputs_embeds
+        all_hidden_states, all_attentions, states = [], [], []
+        for index, layer in enumerate(self.layers):
+            all_hidden_states.append(hidden_states)
+            state = None if cache is None else cache.layers[index].load()
+            hidden_states, state, weights = layer(hidden_states, state, context, output_attentions)
+            states.append(state)
+            if weights is not None:
+                all_attentions.append(weights)
+        hidden_states = self.final_norm(hidden_states)
+        all_hidden_states.append(hidden_states)
+        if cache is not None:
+            # Only now, so that an error on the way leaves the cache as it was.
+            for cache_layer, state in zip(cache.layers, states, strict=True):
+                cache_layer.store(state)
+            cache.advance(length, sequence.next_position)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden_states,
+            past_key_values=cache,
+            hidden_states=tuple(all_hidden_states) if keep_hidden_states else None,
+            attentions=tuple(all_attentions) if output_attentions else None,
+        )
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            given = "neither" if input_ids is None else "both"
+            raise ValueError(f"input_ids, inputs_embeds: expected exactly one of them, got {given}.")
+        if inputs_embeds is not None:
+            width = self.config.hidden_size
+            if inputs_embeds.ndim != 3 or 0 in inputs_embeds.shape or inputs_embeds.shape[-1] != width:
+                raise ValueError(
+                    f"inputs_embeds: expected a non-empty (B, L, D) tensor with D = {width}, got shape "
+                    f"{tuple(inputs_embeds.shape)}."
+                )
+            return inputs_embeds
+        assert input_ids is not None
+        if input_ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"input_ids: expected int64 or int32 ids, got {input_ids.dtype}.")
+        if input_ids.ndim != 2 or 0 in input_ids.shape:
+            raise ValueError(f"input_ids: expected a non-empty (B, L) tensor, got shape {tuple(input_ids.shape)}.")
+        check_token_ids(input_ids, self.config.vocab_size)
+        return self.embed_tokens(input_ids)
+
+    def _prepare_cache(
+        self, past_key_values: Any, use_cache: bool | None, batch: int
+    ) -> RecurrentGemmaCache | None:
+        if past_key_values is None:
+            if use_cache is None:
+                use_cache = self.config.use_cache and not self.training
+            return RecurrentGemmaCache(self.config) if use_cache else None
+        if not isinstance(past_key_values, RecurrentGemmaCache):
+            raise TypeError(
+                f"past_key_values: expected a RecurrentGemmaCache, got {type(past_key_values).__name__}, which cannot hold "
+                "this family's state; make one with RecurrentGemmaCache(model.config)."
+            )
+        if use_cache is False and past_key_values.columns == 0:
+            return None
+        past_key_values.expect_matches(self.config, batch)
+        return past_key_values
+
+    def _context(self, sequence: SequenceInputs) -> LayerContext:
+        cos, sin = None, None
+        if "sliding_attention" in self.config.layers_block_type:
+            cos, sin = rotary_angles(sequence.positions, self.config)
+        return LayerContext(sequence.starts, sequence.valid, sequence.past_length, cos, sin)
+
+
+def _refuse_unknown(kwargs: dict[str, Any], cu_seq_lens_q: Tensor | None) -> None:
+    """Collators for variable-length attention also send what follows from ``cu_seq_lens_q``; all else is unknown."""
+    key_lengths = kwargs.pop("cu_seq_lens_k", None)
+    if key_lengths is not None and (cu_seq_lens_q is None or key_lengths.shape != cu_seq_lens_q.shape):
+        raise ValueError("cu_seq_lens_k: expected the same lengths as cu_seq_lens_q, got others.")
+    kwargs.pop("max_length_q", None)
+    kwargs.pop("max_length_k", None)
+    unknown = sorted(name for name, value in kwargs.items() if value is not None)
+    if unknown:
+        raise TypeError(f"forward: expected arguments that RecurrentGemma knows, got also {unknown}.")
+
+
+def _init_linears(linears: tuple[nn.Linear, ...], variance_scale: float) -> None:
+    for linear in linears:
+        init.normal_(linear.weight, std=math.sqrt(variance_scale / linear.in_features))
+        if linear.bias is not None:
+            init.zeros_(linear.bias)
+
+
+def _draw_recurrent_param(like: Tensor) -> Tensor:
+    """a uniform on the ring by area, through the inverse of a = exp(-softplus(param))."""
+    squared = torch.rand_like(like, dtype=torch.float32) * (_MAX_RADIUS**2 - _MIN_RADIUS**2) + _MIN_RADIUS**2
+    log_a = 0.5 * torch.log(squared + 1e-8)
+    return torch.log(torch.expm1(-log_a))
+
+
+def _expect_complete(cls: type[PreTrainedModel], info: dict[str, Any], source: str, tolerate_shapes: bool) -> None:
+    prefix = f"{cls.base_model_prefix}."
+    is_backbone = issubclass(cls, RecurrentGemmaModel)
+    # A checkpoint of another task lacks this task's head. The language model's own head is no such head.
+    missing = [k for k in info["missing_keys"] if is_backbone or k.startswith(prefix) or k.startswith("lm_head.")]
+    problems = {
+        "missing": sorted(missing),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "misshapen": [] if tolerate_shapes else sorted(_describe_mismatch(m) for m in info["mismatched_keys"]),
+        "unreadable": sorted(map(str, info.get("error_msgs") or [])),
+    }
+    found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+    if found:
+        raise ValueError(
+            f"{source}: expected exactly the weights of {cls.__name__} for its config.json, got {found}. Is the checkpoint "
+            "complete, and is the config its own?"
+        )
+
+
+def _describe_mismatch(mismatch: Any) -> str:
+    if isinstance(mismatch, (tuple, list)) and len(mismatch) == 3:
+        name, actual, expected = mismatch
+        return f"{name} (expected {tuple(expected)}, got {tuple(actual)})"
+    return str(mismatch)
+
+
+def _has_pickled_weights(source: Any) -> bool:
+    return os.path.isdir(source) and any(name.endswith(".bin") for name in os.listdir(source))
