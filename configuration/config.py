@@ -3,14 +3,38 @@
 import math
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from recurrent_gemma.configuration.presets import PRESETS
 
+_INTEGERS = (
+    "num_hidden_layers",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "lru_width",
+    "attention_window_size",
+    "conv1d_width",
+    "num_key_value_heads",
+)
 _LAYER_TYPES = {"recurrent": "linear_attention", "attention": "sliding_attention"}
 # Values that follow from other fields. Checkpoints written by Transformers store some of them.
-_DERIVED_FIELDS = ("head_dim", "final_w_init_variance_scale", "layer_types", "layers_block_type", "sliding_window")
+_DERIVED_FIELDS = (
+    "head_dim",
+    "mlp_width",
+    "rotary_dim",
+    "layer_types",
+    "layers_block_type",
+    "sliding_window",
+    "final_logit_softcapping",
+    "final_w_init_variance_scale",
+)
+_ROPE_DEFAULTS = {"rope_theta": 10_000.0, "partial_rotary_factor": 0.5, "rope_type": "default"}
+# Transformers 4 stored these beside the other fields.
+_LEGACY_ROPE_FIELDS = ("rope_theta", "partial_rotary_factor", "rope_scaling")
 
 
 class RecurrentGemmaConfig(PreTrainedConfig):
@@ -33,8 +57,8 @@ class RecurrentGemmaConfig(PreTrainedConfig):
         use_cache: Whether ``forward`` returns a cache by default.
         pad_token_id, eos_token_id, bos_token_id: Special tokens.
         hidden_activation: Activation of the MLP's gate and of the recurrent block's gate branch.
-        rope_parameters: ``{"rope_theta", "partial_rotary_factor", "rope_type"}``; only ``rope_type="default"`` exists in
-            this family. Default: theta 10,000 on the first half of each head.
+        rope_parameters: ``{"rope_theta", "partial_rotary_factor", "rope_type"}``; the family knows no
+            ``rope_type`` but ``"default"``. Default: theta 10,000 on the first half of each head.
         block_types: Pattern of ``"recurrent"`` and ``"attention"``, of any length, repeated and cut to
             ``num_hidden_layers``.
         attention_dropout: Dropout probability of attention weights in training.
@@ -53,12 +77,13 @@ class RecurrentGemmaConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = {"layer_types": "layers_block_type"}
 
+    # Where None stands for a default, it is replaced on construction: annotations say what is read afterwards.
     num_hidden_layers: int = 26
     vocab_size: int = 256000
     hidden_size: int = 2560
     intermediate_size: int = 3 * 2560
     num_attention_heads: int = 10
-    lru_width: int | None = None
+    lru_width: int = None  # type: ignore[assignment]
     attention_window_size: int = 2048
     conv1d_width: int = 4
     logits_soft_cap: float | None = 30.0
@@ -68,10 +93,10 @@ class RecurrentGemmaConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 1
     bos_token_id: int | None = 2
     hidden_activation: str = "gelu_pytorch_tanh"
-    rope_parameters: dict | None = None
-    block_types: list[str] | tuple[str, ...] | None = ("recurrent", "recurrent", "attention")
+    rope_parameters: dict[str, Any] = None  # type: ignore[assignment]
+    block_types: list[str] | tuple[str, ...] = ("recurrent", "recurrent", "attention")
     attention_dropout: float = 0.0
-    num_key_value_heads: int | None = None
+    num_key_value_heads: int = None  # type: ignore[assignment]
     attention_bias: bool = False
     w_init_variance_scale: float = 0.01
     tie_word_embeddings: bool = True
@@ -88,14 +113,21 @@ class RecurrentGemmaConfig(PreTrainedConfig):
             self.lru_width = self.hidden_size
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        self._validate_types()
-        self._validate_values()
-        kwargs = self._pop_derived(kwargs)
-        if self.rope_parameters is not None:
-            self.rope_parameters = dict(self.rope_parameters)
-        kwargs.setdefault("partial_rotary_factor", 0.5)
-        super().__post_init__(**kwargs)
-        self._validate_rope_parameters()
+        model_type = kwargs.pop("model_type", self.model_type)
+        _expect(model_type == self.model_type, "model_type",
+                f"{self.model_type!r} (is this the config of another model?)", repr(model_type))
+        layer_configs = kwargs.pop("per_layer_config", None)
+        _expect(layer_configs is None, "per_layer_config", "None (layers differ by block_types only)", layer_configs)
+        self.rope_parameters = self._gather_rope_parameters(kwargs)
+        self._validate_fields()
+        for name in ("rms_norm_eps", "attention_dropout", "w_init_variance_scale", "logits_soft_cap"):
+            # Transformers' class refuses a file with an int here.
+            if getattr(self, name) is not None:
+                setattr(self, name, float(getattr(self, name)))
+        self._pop_derived(kwargs)
+        # Named twice, so that Transformers' check of rope_parameters expects it; some releases keep the second copy.
+        super().__post_init__(partial_rotary_factor=self.rope_parameters["partial_rotary_factor"], **kwargs)
+        self.__dict__.pop("partial_rotary_factor", None)
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> "RecurrentGemmaConfig":
@@ -113,15 +145,24 @@ class RecurrentGemmaConfig(PreTrainedConfig):
         return cls(**{**PRESETS[preset], **overrides})
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
-        # Overrides take part in validation, and values that the file derived from other fields follow them.
-        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.__dataclass_fields__}
-        for name in ("torch_dtype", "dtype"):
-            if name in overrides:
-                kwargs[name] = overrides.pop(name)
-        if overrides:
-            config_dict = {k: v for k, v in config_dict.items() if k not in _DERIVED_FIELDS} | overrides
-        return super().from_dict(config_dict, **kwargs)
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "RecurrentGemmaConfig":
+        """Config from the fields of a ``config.json``, overridden by those among ``kwargs`` before validation."""
+        names = (*cls.__dataclass_fields__, *_DERIVED_FIELDS, *_LEGACY_ROPE_FIELDS, "torch_dtype")
+        overrides = {name: kwargs.pop(name) for name in names if name in kwargs}
+        for name in ("dtype", "torch_dtype"):
+            # "auto" is for models: the dtype of the weights.
+            if overrides.get(name) == "auto":
+                del overrides[name]
+        return super().from_dict({**_without_obsolete(config_dict, overrides), **overrides}, **kwargs)
+
+    def validate(self) -> None:
+        """Check every field again, since attributes may have been set; ``save_pretrained`` does.
+
+        Raises:
+            TypeError, ValueError: As on construction.
+        """
+        self._validate_fields()
+        super().validate()  # type: ignore[misc]
 
     @property
     def head_dim(self) -> int:
@@ -158,12 +199,27 @@ class RecurrentGemmaConfig(PreTrainedConfig):
         """Leading dimensions of each head that RoPE rotates."""
         return int(self.head_dim * self.rope_parameters["partial_rotary_factor"])
 
+    def _gather_rope_parameters(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        theta, factor, scaling = (kwargs.pop(name, None) for name in _LEGACY_ROPE_FIELDS)
+        given = scaling if self.rope_parameters is None else self.rope_parameters
+        if given is not None and not isinstance(given, dict):
+            raise TypeError(f"rope_parameters: expected a dict or None, got {given!r}.")
+        _expect(scaling is None or given == scaling, "rope_scaling", "None together with rope_parameters", scaling)
+        given = {"rope_type" if name == "type" else name: value for name, value in (given or {}).items()}
+        legacy = {"rope_theta": theta, "partial_rotary_factor": factor}
+        legacy = {name: value for name, value in legacy.items() if value is not None}
+        for name in legacy.keys() & given.keys():
+            _expect(legacy[name] == given[name], name, f"rope_parameters[{name!r}], which is {given[name]}, or None",
+                    legacy[name])
+        return _ROPE_DEFAULTS | legacy | given
+
+    def _validate_fields(self) -> None:
+        self._validate_types()
+        self._validate_values()
+        self._validate_rope_parameters()
+
     def _validate_types(self) -> None:
-        integers = (
-            "num_hidden_layers vocab_size hidden_size intermediate_size num_attention_heads lru_width "
-            "attention_window_size conv1d_width num_key_value_heads"
-        ).split()
-        for name in integers:
+        for name in _INTEGERS:
             _expect_type(name, getattr(self, name), int, "a positive int")
         for name in ("rms_norm_eps", "attention_dropout", "w_init_variance_scale"):
             _expect_type(name, getattr(self, name), (int, float), "a number")
@@ -174,17 +230,19 @@ class RecurrentGemmaConfig(PreTrainedConfig):
                 raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}.")
         if not isinstance(self.block_types, list):
             raise TypeError(f"block_types: expected a list of block names, got {self.block_types!r}.")
-        if self.rope_parameters is not None and not isinstance(self.rope_parameters, dict):
-            raise TypeError(f"rope_parameters: expected a dict or None, got {self.rope_parameters!r}.")
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            for token in _as_list(getattr(self, name)):
-                _expect_type(name, token, int, "an int, None, or (eos_token_id) a list of ints")
+        _expect_type("hidden_activation", self.hidden_activation, str, "a name from transformers.activations.ACT2FN")
+        _expect_type("rope_parameters", self.rope_parameters, dict, "a dict")
+        for name in ("pad_token_id", "bos_token_id"):
+            if getattr(self, name) is not None:
+                _expect_type(name, getattr(self, name), int, "an int or None")
+        for token in _as_list(self.eos_token_id):
+            _expect_type("eos_token_id", token, int, "an int, a list of ints, or None")
+        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
+        if self.dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype: expected a torch.dtype, its name, or None, got {self.dtype!r}.")
 
     def _validate_values(self) -> None:
-        for name in (
-            "num_hidden_layers vocab_size hidden_size intermediate_size num_attention_heads lru_width "
-            "attention_window_size conv1d_width num_key_value_heads"
-        ).split():
+        for name in _INTEGERS:
             _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _expect(self.intermediate_size % 2 == 0, "intermediate_size", "an even number (twice the MLP width)",
                 self.intermediate_size)
@@ -194,17 +252,17 @@ class RecurrentGemmaConfig(PreTrainedConfig):
                     getattr(self, name))
         _expect(heads % self.num_key_value_heads == 0, "num_key_value_heads",
                 f"a divisor of num_attention_heads ({heads})", self.num_key_value_heads)
-        _expect(self.rms_norm_eps > 0, "rms_norm_eps", "more than 0", self.rms_norm_eps)
+        for name in ("rms_norm_eps", "w_init_variance_scale"):
+            _expect(0 < getattr(self, name) < math.inf, name, "a finite number of more than 0", getattr(self, name))
         _expect(0 <= self.attention_dropout < 1, "attention_dropout", "at least 0 and less than 1",
                 self.attention_dropout)
-        _expect(self.w_init_variance_scale > 0, "w_init_variance_scale", "more than 0", self.w_init_variance_scale)
         cap = self.logits_soft_cap
-        _expect(cap is None or (cap >= 0 and math.isfinite(cap)), "logits_soft_cap",
+        _expect(cap is None or 0 <= cap < math.inf, "logits_soft_cap",
                 "a finite number of at least 0, or None (0 and None turn it off)", cap)
         _expect(len(self.block_types) > 0 and all(isinstance(b, str) and b in _LAYER_TYPES for b in self.block_types),
                 "block_types", f"a non-empty list of {sorted(_LAYER_TYPES)}", self.block_types)
-        _expect(self.hidden_activation in ACT2FN, "hidden_activation",
-                "a name from transformers.activations.ACT2FN", self.hidden_activation)
+        _expect(self.hidden_activation in ACT2FN, "hidden_activation", "a name from transformers.activations.ACT2FN",
+                self.hidden_activation)
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             for token in _as_list(getattr(self, name)):
                 _expect(0 <= token < self.vocab_size, name, f"an id below vocab_size ({self.vocab_size}), or None",
@@ -213,10 +271,13 @@ class RecurrentGemmaConfig(PreTrainedConfig):
     def _validate_rope_parameters(self) -> None:
         rope = self.rope_parameters
         _expect(rope.get("rope_type") == "default", "rope_parameters['rope_type']",
-                "'default' (the family has no scaled RoPE)", rope.get("rope_type"))
+                "'default' (the family has no scaled RoPE)", repr(rope.get("rope_type")))
+        _expect(rope.keys() == _ROPE_DEFAULTS.keys(), "rope_parameters", f"the keys {sorted(_ROPE_DEFAULTS)}",
+                sorted(rope))
         for name in ("rope_theta", "partial_rotary_factor"):
-            _expect_type(f"rope_parameters[{name!r}]", rope.get(name), (int, float), "a number")
-        _expect(rope["rope_theta"] > 0, "rope_parameters['rope_theta']", "more than 0", rope["rope_theta"])
+            _expect_type(f"rope_parameters[{name!r}]", rope[name], (int, float), "a number")
+        _expect(0 < rope["rope_theta"] < math.inf, "rope_parameters['rope_theta']", "a finite number of more than 0",
+                rope["rope_theta"])
         factor = rope["partial_rotary_factor"]
         _expect(0 < factor <= 1, "rope_parameters['partial_rotary_factor']", "more than 0 and at most 1", factor)
         if "sliding_attention" in self.layers_block_type:
@@ -224,17 +285,34 @@ class RecurrentGemmaConfig(PreTrainedConfig):
                     f"a share of head_dim ({self.head_dim}) that gives a positive even number of rotated dimensions",
                     f"{factor}, which gives {self.rotary_dim}")
 
-    def _pop_derived(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _pop_derived(self, kwargs: dict[str, Any]) -> None:
         # Only at initialization, and not a choice: Transformers' class recomputes it as well.
         kwargs.pop("final_w_init_variance_scale", None)
-        for name in (*_DERIVED_FIELDS, "mlp_width", "rotary_dim", "final_logit_softcapping"):
-            if name in kwargs:
-                given = kwargs.pop(name)
-                derived = None if name == "rotary_dim" else getattr(self, name)
-                given = list(given) if isinstance(given, tuple) else given
-                _expect(given is None or given == derived, name,
-                        f"{derived} (derived from the other fields; set those instead)", given)
-        return kwargs
+        for name in kwargs.keys() & set(_DERIVED_FIELDS):
+            given, derived = kwargs.pop(name), getattr(self, name)
+            given = list(given) if isinstance(given, tuple) else given
+            left_open = given is None and name != "final_logit_softcapping"
+            _expect(left_open or given == derived, name,
+                    f"{derived} (derived from the other fields; set those instead)", given)
+
+
+def _without_obsolete(stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """``stored`` without what ``overrides`` say anew: derived values, and other spellings of the same fields."""
+    if not overrides:
+        return stored
+    obsolete = set(_DERIVED_FIELDS)
+    for name, spellings in {
+        "block_types": ("_block_types",),
+        "rope_parameters": _LEGACY_ROPE_FIELDS,
+        "torch_dtype": ("dtype",),
+        "dtype": ("torch_dtype",),
+    }.items():
+        if name in overrides:
+            obsolete.update(spellings)
+    kept = {name: value for name, value in stored.items() if name not in obsolete}
+    if isinstance(rope := kept.get("rope_parameters"), dict):
+        kept["rope_parameters"] = {name: value for name, value in rope.items() if name not in overrides}
+    return kept
 
 
 def _as_list(value: Any) -> list:

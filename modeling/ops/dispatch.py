@@ -43,7 +43,8 @@ def expect_sequence(name: str, tensor: Tensor) -> None:
 def choose_backend(op: str, impl: str | None, backends: Sequence[str], default: str) -> str:
     """The backend to run. ``impl`` forces one and never falls back; the default is logged once."""
     if impl is None:
-        _log_default(op, default)
+        if not torch.compiler.is_compiling():
+            _log_default(op, default)
         return default
     if impl not in backends:
         raise ValueError(f"impl: expected one of {list(backends)} for {op}, got {impl!r}.")

@@ -55,6 +55,6 @@ def _hidden_taps(starts: Tensor | None, taps: int) -> list[Tensor | None]:
     for back in range(1, taps):
         if back > 1:
             hidden = hidden.clone()
-            hidden[:, back - 1 :] |= starts[:, : starts.shape[1] - back + 1]
+            hidden[:, back - 1 :] |= starts[:, : max(0, starts.shape[1] - back + 1)]
         result.append(hidden[..., None])
     return result

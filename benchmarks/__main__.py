@@ -1,0 +1,95 @@
+"""Speed and memory of this package, measured beside Transformers' own class and the floor.
+
+    python -m benchmarks prefill [--size 512x6] [--length 8192]
+    python -m benchmarks train [--size 512x6] [--length 2048]
+    python -m benchmarks decode [--size 256x12] [--tokens 128]
+    python -m benchmarks memory [--size demo] [--tokens 20000] [--every 1000]
+
+Speed: random weights in fp32 on the CPU, shared by both implementations. First they must give the same logits and
+gradients; then the floor, ours and in-tree run in turn, round by round. The floor is the model's own matrix products at
+the same shapes (decode: reading its weights once). Memory: one sequence grows token by token through the cache.
+
+Only ratios within one run mean something: take them on an otherwise idle machine.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks import memory, report, speed
+from benchmarks.models import SIZES
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one case, print what it found, and write it where ``--json`` says.
+
+    Raises:
+        ValueError: The implementations disagree, or a value has no meaning; nothing is reported then.
+    """
+    options = _parser().parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    machine = report.environment()
+    result = _run(options)
+    report.show(Console(), options.case, options.size, machine, result)
+    if options.json is not None:
+        chosen = {name: value for name, value in vars(options).items() if name not in ("case", "json")}
+        report.write(options.json, report.as_dict(options.case, chosen, machine, result))
+
+
+def _run(options: argparse.Namespace) -> speed.SpeedResult | memory.MemoryResult:
+    if options.case == "memory":
+        model, name = memory.model_for_memory(options.size)
+        return memory.generation_memory(model, name, tokens=options.tokens, every=options.every)
+    size = SIZES[options.size]
+    if options.case == "decode":
+        return speed.decode(size, tokens=options.tokens, repeats=options.repeats)
+    case = {"prefill": speed.prefill, "train": speed.train}[options.case]
+    return case(size, length=options.length, repeats=options.repeats)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cases = parser.add_subparsers(dest="case", required=True)
+
+    prefill = _add_case(cases, "prefill", speed.prefill, "512x6")
+    prefill.add_argument("--length", type=_positive, default=8192, help="tokens of the prompt (default %(default)s)")
+
+    train = _add_case(cases, "train", speed.train, "512x6")
+    train.add_argument("--length", type=_positive, default=2048, help="tokens of the row (default %(default)s)")
+
+    decode = _add_case(cases, "decode", speed.decode, "256x12")
+    decode.add_argument("--tokens", type=_positive, default=128, help="tokens a round (default %(default)s)")
+
+    for case in (prefill, train, decode):
+        case.add_argument("--repeats", type=_positive, default=7, help="rounds (default %(default)s)")
+
+    sampled = _add_case(cases, "memory", memory.generation_memory, "demo")
+    sampled.add_argument("--tokens", type=_positive, default=20_000, help="tokens to decode (default %(default)s)")
+    sampled.add_argument("--every", type=_positive, default=1000, help="tokens between samples (default %(default)s)")
+    return parser
+
+
+def _add_case(cases: "argparse._SubParsersAction", name: str, run: object, size: str) -> argparse.ArgumentParser:
+    summary = (run.__doc__ or "").partition("\n")[0]
+    case = cases.add_parser(name, help=summary, description=summary)
+    case.add_argument("--size", choices=sorted(SIZES), default=size, help="width x layers (default %(default)s)")
+    case.add_argument("--threads", type=_positive, help="torch's threads (default: torch's own choice)")
+    case.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
+    return case
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    main()

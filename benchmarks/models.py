@@ -1,0 +1,105 @@
+"""The models that are measured: this package's and Transformers' own, on the very same parameters."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.models.recurrent_gemma.configuration_recurrent_gemma import RecurrentGemmaConfig as InTreeConfig
+from transformers.models.recurrent_gemma.modeling_recurrent_gemma import (
+    RecurrentGemmaForCausalLM as InTreeForCausalLM,
+)
+
+from recurrent_gemma.configuration import RecurrentGemmaConfig
+from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
+
+# Ids below it have a meaning to generate() or, in-tree, an embedding without gradient.
+FIRST_ORDINARY_ID = 4
+
+
+@dataclass(frozen=True)
+class Size:
+    """A shape of model; the rest is as published: one key/value head, an MLP of three widths, tied embeddings."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    attention_window_size: int
+    vocab_size: int
+
+    def config_fields(self, window: int) -> dict[str, Any]:
+        """Fields of the config, for either implementation, with W = ``window``."""
+        return {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": 2 * 3 * self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": 1,
+            "attention_window_size": window,
+            "vocab_size": self.vocab_size,
+            # Nothing ends a generation before its length.
+            "eos_token_id": None,
+        }
+
+
+SIZES = {
+    "512x6": Size(512, 6, num_attention_heads=8, attention_window_size=2048, vocab_size=4096),
+    "2560x3": Size(2560, 3, num_attention_heads=10, attention_window_size=2048, vocab_size=4096),
+    "256x12": Size(256, 12, num_attention_heads=4, attention_window_size=2048, vocab_size=4096),
+    "demo": Size(256, 6, num_attention_heads=4, attention_window_size=128, vocab_size=2500),
+    "tiny": Size(32, 3, num_attention_heads=4, attention_window_size=16, vocab_size=64),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both implementations of one model; every parameter of one is the same object as the other's."""
+
+    size: Size
+    ours: RecurrentGemmaForCausalLM
+    in_tree: PreTrainedModel
+
+
+def build_ours(size: Size, *, window: int | None = None, seed: int = 0) -> RecurrentGemmaForCausalLM:
+    """This package's model in fp32 with random weights, ready for inference.
+
+    Args:
+        size: The shape.
+        window: W; None means the size's own.
+        seed: Of the weights. The caller's random state is left alone.
+    """
+    window = size.attention_window_size if window is None else window
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**size.config_fields(window))).eval()
+
+
+def build_pair(size: Size, *, window: int | None = None, share_with: Pair | None = None) -> Pair:
+    """Both implementations on the same parameters, computing the same function.
+
+    In-tree is configured with W + 1: a query of its attends W keys, itself included, where the source's attends itself
+    and the W keys before it.
+
+    Args:
+        size: The shape.
+        window: W; None means the size's own.
+        share_with: A pair of the same size whose parameters these models use too; None makes random ones.
+    """
+    window = size.attention_window_size if window is None else window
+    ours = build_ours(size, window=window)
+    if share_with is not None:
+        _use_parameters_of(share_with.ours, ours)
+    with torch.random.fork_rng(devices=[]):
+        in_tree = InTreeForCausalLM(InTreeConfig(**size.config_fields(window + 1))).eval()
+    _use_parameters_of(ours, in_tree)
+    return Pair(size, ours, in_tree)
+
+
+def random_ids(size: Size, length: int, *, seed: int = 1) -> torch.Tensor:
+    """(1, length) int64: ordinary token ids, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(FIRST_ORDINARY_ID, size.vocab_size, (1, length), generator=generator)
+
+
+def _use_parameters_of(source: PreTrainedModel, model: PreTrainedModel) -> None:
+    model.load_state_dict(source.state_dict(keep_vars=True), assign=True)

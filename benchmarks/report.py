@@ -1,0 +1,142 @@
+"""What a run prints and writes: a table for people, JSON for programs, and the machine that both were made on."""
+
+import dataclasses
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.memory import MemoryResult
+from benchmarks.speed import SpeedResult
+from benchmarks.timing import Timing
+
+# Each changes what allocating and freeing large temporaries costs.
+_ALLOCATOR_PREFIXES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+
+
+def environment() -> dict[str, Any]:
+    """Hardware, load, threads and versions of this process."""
+    return {
+        "hardware": _hardware_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "allocator_settings": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_ALLOCATOR_PREFIXES)},
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def as_dict(
+    case: str, options: dict[str, Any], machine: dict[str, Any], result: SpeedResult | MemoryResult
+) -> dict[str, Any]:
+    """Everything a run found, in JSON's types."""
+    report = {"case": case, "options": options, "environment": machine, "result": dataclasses.asdict(result)}
+    if isinstance(result, SpeedResult):
+        report["summary"] = {name: _summary(name, result) for name in result.timings}
+    return report
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """Write the report as JSON."""
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def show(console: Console, case: str, size: str, machine: dict[str, Any], result: SpeedResult | MemoryResult) -> None:
+    """Print the report."""
+    console.print(
+        f"{machine['hardware']} ({machine['cpu_capability']}), threads {machine['threads']}, cores {machine['cores']}, "
+        f"load {machine['load_average']}\ntorch {machine['torch']}, transformers {machine['transformers']}\n"
+        f"allocator: {_allocator_note(machine['allocator_settings'])}",
+        highlight=False,
+    )
+    if isinstance(result, SpeedResult):
+        _show_speed(console, case, size, result)
+    else:
+        _show_memory(console, result)
+
+
+def _show_speed(console: Console, case: str, size: str, result: SpeedResult) -> None:
+    table = Table(title=f"{case} {size}: {result.work}", title_justify="left")
+    table.add_column("")
+    for heading in ("median ms", "fastest", "slowest", "x floor", "x ours"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    floor, ours = result.timings["floor"], result.timings["ours"]
+    for name, timing in result.timings.items():
+        table.add_row(
+            name,
+            *(f"{1e3 * seconds:.4g}" for seconds in (timing.median, *timing.spread)),
+            "" if timing is floor else _ratio(timing.ratios_to(floor)),
+            _ratio(timing.ratios_to(ours)) if name == "in-tree" else "",
+        )
+    console.print(table)
+    agreement = result.agreement
+    console.print(
+        f"{len(ours.seconds)} interleaved rounds after one to warm up; ratios within a round: median (least - most).\n"
+        f"floor: {result.floor}, at {result.floor_rate}\n"
+        f"largest difference of ours and in-tree (its window W + 1) on equal weights: logits {agreement.prefill:.1g}, "
+        f"decoding {agreement.decode:.1g}, gradients {agreement.gradients:.1g} of the largest",
+        highlight=False,
+    )
+
+
+def _show_memory(console: Console, result: MemoryResult) -> None:
+    table = Table(title=f"memory of generation: {result.model}", title_justify="left")
+    for heading in ("tokens", "cache", "process (RSS)", "time per token"):
+        table.add_column(heading, justify="right")
+    for sample in result.samples:
+        table.add_row(
+            f"{sample.tokens:,}",
+            f"{sample.cache_bytes:,} B",
+            f"{sample.rss_bytes / 2**20:.1f} MiB",
+            f"{1e3 * sample.seconds_per_token:.3g} ms",
+        )
+    console.print(table)
+    console.print(
+        f"slope, bytes per token: cache {result.cache_slope:+.4g}, process {result.rss_slope:+.4g}\n"
+        f"process, last - first: {result.samples[-1].rss_bytes - result.samples[0].rss_bytes:+,} bytes",
+        highlight=False,
+    )
+
+
+def _summary(name: str, result: SpeedResult) -> dict[str, Any]:
+    timing = result.timings[name]
+    return {
+        "median_seconds": timing.median,
+        "spread_seconds": timing.spread,
+        "ratio_to_floor": timing.ratios_to(result.timings["floor"]).median,
+        "ratio_to_ours": timing.ratios_to(result.timings["ours"]).median,
+    }
+
+
+def _ratio(ratios: Timing) -> str:
+    low, high = ratios.spread
+    return f"{ratios.median:.3g} ({low:.3g}-{high:.3g})"
+
+
+def _allocator_note(settings: dict[str, str]) -> str:
+    if settings:
+        return ", ".join(f"{name}={value}" for name, value in settings.items())
+    return (
+        "defaults (no MALLOC_*, GLIBC_TUNABLES, LD_PRELOAD); glibc maps and unmaps large temporaries anew, "
+        "at a cost to ours and in-tree alike that the floor does not have"
+    )
+
+
+def _hardware_name() -> str:
+    # platform.processor() knows only the architecture on Linux.
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

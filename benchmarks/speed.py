@@ -1,0 +1,162 @@
+"""The speed cases: prefill, training step and decoding, of the floor, of ours and of in-tree, in one process."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from benchmarks.agreement import Agreement, check_agreement
+from benchmarks.floor import MatrixProducts, WeightRead
+from benchmarks.models import Pair, Size, build_pair, random_ids
+from benchmarks.timing import Timing, clock, interleave
+
+DECODE_PROMPT = 16
+
+
+@dataclass(frozen=True)
+class SpeedResult:
+    """What one speed case found.
+
+    Attributes:
+        work: What was timed, in words.
+        floor: What the floor is, in words.
+        floor_rate: The floor's rate, from its median: what this machine gave at best in this process.
+        agreement: How far ours and in-tree were apart before anything was timed.
+        timings: Seconds of ``floor``, ``ours`` and ``in-tree``.
+    """
+
+    work: str
+    floor: str
+    floor_rate: str
+    agreement: Agreement
+    timings: dict[str, Timing]
+
+
+def prefill(size: Size, *, length: int, repeats: int) -> SpeedResult:
+    """Read a prompt of ``length`` tokens: a cache and the logits of its last token."""
+    pair, agreement = _agreeing_pair(size)
+    ids = random_ids(size, length)
+    products = MatrixProducts(pair.ours, length, logits=1)
+    timings = interleave(
+        {
+            "floor": clock(products),
+            "ours": clock(partial(_read_prompt, pair.ours, ids)),
+            "in-tree": clock(partial(_read_prompt, pair.in_tree, ids)),
+        },
+        repeats=repeats,
+    )
+    return SpeedResult(
+        work=f"prefill of {length:,} tokens (with a cache, logits of the last token)",
+        floor="the model's matrix products alone",
+        floor_rate=f"{products.flops / timings['floor'].median / 1e9:.0f} GFLOP/s",
+        agreement=agreement,
+        timings=timings,
+    )
+
+
+def train(size: Size, *, length: int, repeats: int) -> SpeedResult:
+    """One training step on one row of ``length`` tokens: forward, loss at every token, backward, AdamW.
+
+    Both implementations train the same parameters with the same optimizer, so their weights are equal at every step.
+    """
+    pair, agreement = _agreeing_pair(size)
+    ids = random_ids(size, length)
+    products = MatrixProducts(pair.ours, length, logits=length)
+    optimizer = torch.optim.AdamW(pair.ours.parameters(), lr=1e-5)
+    pair.ours.train()
+    pair.in_tree.train()
+    timings = interleave(
+        {
+            # The backward of a product is two of its size, with respect to either factor.
+            "floor": clock(products, scale=3.0),
+            "ours": clock(partial(_training_step, pair.ours, ids, optimizer)),
+            "in-tree": clock(partial(_training_step, pair.in_tree, ids, optimizer)),
+        },
+        repeats=repeats,
+    )
+    return SpeedResult(
+        work=f"training step of {length:,} tokens (forward, loss, backward, AdamW)",
+        floor="three times the matrix products of the forward",
+        floor_rate=f"{3 * products.flops / timings['floor'].median / 1e9:.0f} GFLOP/s",
+        agreement=agreement,
+        timings=timings,
+    )
+
+
+def decode(size: Size, *, tokens: int, repeats: int) -> SpeedResult:
+    """One token through generate(), greedy: the mean over ``tokens`` tokens, the prompt and the first one not counted.
+
+    Raises:
+        ValueError: ``tokens`` is below 1.
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens: expected at least 1, got {tokens}.")
+    pair, agreement = _agreeing_pair(size)
+    prompt = random_ids(size, DECODE_PROMPT)
+    read = WeightRead(pair.ours)
+    timings = interleave(
+        {
+            "floor": read,
+            "ours": _decoding(pair.ours, prompt, tokens),
+            "in-tree": _decoding(pair.in_tree, prompt, tokens),
+        },
+        repeats=repeats,
+    )
+    return SpeedResult(
+        work=f"one token through generate() (mean of {tokens:,} after a prompt of {DECODE_PROMPT})",
+        floor=f"reading the weights' {read.bytes / 1e6:.1f} MB once",
+        floor_rate=f"{read.bytes / timings['floor'].median / 1e9:.1f} GB/s",
+        agreement=agreement,
+        timings=timings,
+    )
+
+
+def _agreeing_pair(size: Size) -> tuple[Pair, Agreement]:
+    pair = build_pair(size)
+    return pair, check_agreement(pair)
+
+
+@torch.inference_mode()
+def _read_prompt(model: PreTrainedModel, ids: Tensor) -> None:
+    model(input_ids=ids, use_cache=True, logits_to_keep=1)
+
+
+def _training_step(model: PreTrainedModel, ids: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    optimizer.step()
+
+
+class _Stopwatch(BaseStreamer):
+    """Notes when generate() hands over the prompt and each token."""
+
+    def __init__(self) -> None:
+        self.stamps: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        self.stamps.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def _decoding(model: PreTrainedModel, prompt: Tensor, tokens: int) -> Callable[[], float]:
+    def seconds_per_token() -> float:
+        stopwatch = _Stopwatch()
+        model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=tokens + 1,
+            do_sample=False,
+            streamer=stopwatch,
+        )
+        # The prompt, the token that its forward pass gave, then one stamp for each decoded token.
+        _, first, *decoded = stopwatch.stamps
+        return (decoded[-1] - first) / len(decoded)
+
+    return seconds_per_token

@@ -1,0 +1,61 @@
+"""Turns tokens into text as they come; the pieces joined are the text of all tokens."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.generation import BaseStreamer
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class TextPieceStreamer(BaseStreamer):
+    """Streamer for ``generate`` that hands on the text of each new token, the prompt's excepted.
+
+    Transformers' ``TextStreamer`` decodes the whole line again for every token and holds words back. This one decodes
+    the last piece and the new token, so its cost does not grow with the text. Tokens that stand for single bytes are
+    held until the character they belong to is complete.
+
+    Args:
+        tokenizer: Decodes the tokens.
+        write: Takes each piece of text.
+    """
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], Any]) -> None:
+        self._tokenizer = tokenizer
+        self._write = write
+        self._special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        self._prompt_seen = False
+        self._written: list[int] = []
+        self._pending: list[int] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt (first call, shape (1, L)) or a new token (shape (1,))."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self._pending += value.tolist()
+        last = self._pending[-1]
+        # Special tokens leave no text: bytes before and after one form a character all the same.
+        if last not in self._special and not _BYTE_TOKEN.fullmatch(self._tokenizer.convert_ids_to_tokens(last)):
+            self._flush()
+
+    def end(self) -> None:
+        """Hand on what is held back."""
+        self._flush()
+
+    def _flush(self) -> None:
+        # The last piece stands before the new one, since some decoders treat the first token of a text differently.
+        known = self._decode(self._written)
+        text = self._decode(self._written + self._pending)[len(known) :]
+        if text:
+            self._write(text)
+            self._written = self._pending
+        self._pending = []
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+__all__ = ["TextPieceStreamer"]

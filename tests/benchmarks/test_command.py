@@ -1,0 +1,92 @@
+"""``python -m benchmarks``: each case runs at a tiny size and reports; what it measures is not judged here."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import speed
+from benchmarks.__main__ import main
+from tests.support import run_python
+
+SPEED_CASES = {
+    "prefill": ["--length", "40"],
+    "train": ["--length", "40"],
+    "decode": ["--tokens", "3"],
+}
+
+
+def _run(path: Path, *arguments: str) -> dict[str, Any]:
+    main([*arguments, "--size", "tiny", "--json", str(path)])
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("case", SPEED_CASES)
+def test_speed_cases(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    report = _run(tmp_path / "report.json", case, *SPEED_CASES[case], "--repeats", "2")
+    assert report["case"] == case
+    assert report["options"]["size"] == "tiny"
+    timings = report["result"]["timings"]
+    assert list(timings) == ["floor", "ours", "in-tree"]
+    assert all(len(timing["seconds"]) == 2 for timing in timings.values())
+    assert all(second > 0 for timing in timings.values() for second in timing["seconds"])
+    assert all(0 < difference < 1e-3 for difference in report["result"]["agreement"].values())
+
+    summary = report["summary"]
+    assert summary["floor"]["ratio_to_floor"] == summary["ours"]["ratio_to_ours"] == 1.0
+    # The median of two ratios is their mean.
+    first, second = (a / b for a, b in zip(timings["in-tree"]["seconds"], timings["ours"]["seconds"], strict=True))
+    assert math.isclose(summary["in-tree"]["ratio_to_ours"], (first + second) / 2)
+
+    printed = capsys.readouterr().out
+    assert f"{case} tiny" in printed
+    assert "in-tree" in printed
+
+
+def test_memory_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    report = _run(tmp_path / "report.json", "memory", "--tokens", "60", "--every", "20")
+    assert [sample["tokens"] for sample in report["result"]["samples"]] == [20, 40, 60]
+    assert report["result"]["cache_slope"] == 0
+    assert "slope, bytes per token: cache +0" in capsys.readouterr().out
+
+
+def test_the_report_names_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    report = _run(tmp_path / "report.json", "memory", "--tokens", "4", "--every", "2", "--threads", "3")
+    machine = report["environment"]
+    assert threads == [3]
+    assert machine["allocator_settings"]["MALLOC_ARENA_MAX"] == "1"
+    assert machine["torch"] == torch.__version__
+    assert machine["hardware"]
+    assert machine["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("case", SPEED_CASES)
+def test_nothing_is_reported_without_agreement(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    def disagree(pair):
+        raise ValueError("prefill: they differ")
+
+    monkeypatch.setattr(speed, "check_agreement", disagree)
+    with pytest.raises(ValueError, match="they differ"):
+        _run(tmp_path / "report.json", case, *SPEED_CASES[case])
+    assert not (tmp_path / "report.json").exists()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("arguments", [["prefill", "--repeats", "0"], ["memory", "--size", "huge"], []])
+def test_wrong_arguments_end_with_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: python -m benchmarks" in capsys.readouterr().err
+
+
+def test_the_package_runs_as_a_module(tmp_path: Path):
+    arguments = ["memory", "--size", "tiny", "--tokens", "4", "--every", "2", "--threads", "1"]
+    done = run_python("-W", "error", "-m", "benchmarks", *arguments, cwd=tmp_path)
+    assert "memory of generation: random weights, size tiny" in done.stdout

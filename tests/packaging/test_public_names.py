@@ -1,0 +1,50 @@
+"""The public names, pinned: what is added or taken away shows up here, and in the changelog."""
+
+import importlib
+import pkgutil
+
+import pytest
+
+import recurrent_gemma
+
+PUBLIC_NAMES = {
+    "recurrent_gemma": """
+        PRESETS RecurrentGemmaCache RecurrentGemmaConfig RecurrentGemmaForCausalLM RecurrentGemmaModel
+        RecurrentGemmaPreTrainedModel RecurrentGemmaTokenizer __version__ assert_active demo_path is_active register
+        unregister
+    """,
+    "recurrent_gemma.cli": "main",
+    "recurrent_gemma.configuration": "PRESETS RecurrentGemmaConfig",
+    "recurrent_gemma.launch": "environment",
+    "recurrent_gemma.modeling": """
+        RecurrentGemmaCache RecurrentGemmaForCausalLM RecurrentGemmaModel RecurrentGemmaPreTrainedModel
+    """,
+    "recurrent_gemma.modeling.ops": "causal_conv1d local_attention rg_lru",
+    "recurrent_gemma.modeling.ops.causal_conv1d": "causal_conv1d",
+    "recurrent_gemma.modeling.ops.local_attention": "local_attention",
+    "recurrent_gemma.modeling.ops.rg_lru": "rg_lru",
+    "recurrent_gemma.tokenization": "CHAT_TEMPLATE RecurrentGemmaTokenizer",
+}
+# Packages whose files are imported one by one, and that export nothing themselves.
+WITHOUT_NAMES = {"recurrent_gemma.modeling.ops.linear_scan"}
+
+
+@pytest.mark.parametrize("package", PUBLIC_NAMES)
+def test_public_names(package: str):
+    module = importlib.import_module(package)
+    assert sorted(module.__all__) == sorted(PUBLIC_NAMES[package].split())
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+def test_every_package_is_pinned():
+    walked = pkgutil.walk_packages(recurrent_gemma.__path__, "recurrent_gemma.")
+    packages = {"recurrent_gemma", *(module.name for module in walked if module.ispkg)}
+    assert packages == PUBLIC_NAMES.keys() | WITHOUT_NAMES
+    assert not any(hasattr(importlib.import_module(package), "__all__") for package in WITHOUT_NAMES)
+
+
+@pytest.mark.parametrize("package", [name for name in PUBLIC_NAMES if name != "recurrent_gemma.cli"])
+def test_public_functions_and_classes_say_what_they_do(package: str):
+    module = importlib.import_module(package)
+    objects = {name: getattr(module, name) for name in module.__all__}
+    assert [name for name, value in objects.items() if callable(value) and not value.__doc__] == []

@@ -1,0 +1,41 @@
+"""A small random checkpoint directory with a tokenizer, as ``save_pretrained`` writes it."""
+
+from pathlib import Path
+
+import torch
+
+from recurrent_gemma import RecurrentGemmaConfig, RecurrentGemmaForCausalLM, RecurrentGemmaTokenizer
+
+_SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+_CHARACTERS = ["▁", "\n", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:'!?-"]
+_MERGES = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a"), ("i", "n"), ("e", "r"), ("o", "n"), ("I", "n")]
+
+
+def write_checkpoint(directory: Path, *, seed: int = 0) -> Path:
+    """Save a model with random weights and a Gemma-like tokenizer that knows bytes, letters and a few merges.
+
+    The weights are scaled up: with those of an untrained model, every prompt would be continued alike.
+    """
+    pieces = [*_SPECIAL, *_BYTES, *_CHARACTERS, *("".join(pair) for pair in _MERGES)]
+    tokenizer = RecurrentGemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=_MERGES)
+    config = RecurrentGemmaConfig(
+        num_hidden_layers=3,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        attention_window_size=8,
+    )
+    torch.manual_seed(seed)
+    model = RecurrentGemmaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+__all__ = ["write_checkpoint"]

@@ -1,0 +1,103 @@
+"""The tokenizer of the family: Gemma's byte-level-fallback BPE, with exactly one BOS.
+
+Source: the tokenizer files published with RecurrentGemma and Gemma, and Transformers' ``GemmaTokenizer``.
+"""
+
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import BatchEncoding, GemmaTokenizer
+
+# The `generation` block marks what the model says, for `return_assistant_tokens_mask` and losses built on it.
+CHAT_TEMPLATE = """\
+{{- bos_token -}}
+{%- if messages[0]['role'] == 'system' -%}
+    {{- raise_exception('System role not supported') -}}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') -}}
+    {%- endif -%}
+    {%- set content = message['content'] | trim -%}
+    {%- if message['role'] == 'assistant' -%}
+        {{- '<start_of_turn>model\\n' -}}
+        {%- generation -%}{{- content + '<end_of_turn>\\n' -}}{%- endgeneration -%}
+    {%- else -%}
+        {{- '<start_of_turn>' + message['role'] + '\\n' + content + '<end_of_turn>\\n' -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<start_of_turn>model\\n' -}}
+{%- endif -%}
+"""
+
+
+class RecurrentGemmaTokenizer(GemmaTokenizer):
+    """Tokenizer of RecurrentGemma: BPE with byte fallback, spaces as U+2581, padding on the left.
+
+    It differs from ``GemmaTokenizer`` in what that leaves to chance: a ``tokenizer.json`` is taken as it is rather than
+    rebuilt from its vocabulary; a text that already starts with ``<bos>`` (a rendered chat, say) gets no second one;
+    ``add_bos_token`` and ``add_eos_token`` say what the loaded file does; the chat template is there.
+    Where a leading ``<bos>`` is dropped, ``char_to_token`` and its kin count characters from behind it.
+
+    Args:
+        vocab: Ids of the pieces; needs the special tokens. Not with ``tokenizer_file`` or ``tokenizer_object``.
+        merges: Pairs of pieces, in order of rank.
+        chat_template: Jinja template, or several by name. Default: the one of the instruction-tuned checkpoints.
+        **kwargs: As for ``GemmaTokenizer``. ``add_bos_token`` defaults to what the file does, without a file to true.
+    """
+
+    def __init__(
+        self,
+        vocab: str | dict[str, int] | None = None,
+        merges: Any = None,
+        *,
+        chat_template: str | dict[str, str] | None = CHAT_TEMPLATE,
+        **kwargs: Any,
+    ) -> None:
+        tokenizer_file = kwargs.pop("tokenizer_file", None)
+        if tokenizer_file is not None:
+            kwargs["tokenizer_object"] = Tokenizer.from_file(str(tokenizer_file))
+        backend = kwargs.get("tokenizer_object")
+        if backend is None or backend.post_processor is None:
+            kwargs.setdefault("add_bos_token", True)
+        super().__init__(vocab, merges, chat_template=chat_template, **kwargs)
+        # Transformers leaves these false when the file brings its own template: a later change of one would drop the
+        # other token.
+        added_ids = self.backend_tokenizer.encode("").ids
+        self._add_bos_token = self.bos_token_id in added_ids
+        self._add_eos_token = self.eos_token_id in added_ids
+
+    @classmethod
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
+        # Transformers rebuilds the backend of a class with its own `__init__` from vocabulary and merges, and so
+        # silently replaces whatever else the file says.
+        if kwargs.get("tokenizer_file") is not None:
+            return kwargs
+        return super().convert_to_native_format(trust_remote_code=trust_remote_code, **kwargs)
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
+        split_special_tokens = kwargs.get("split_special_tokens")
+        split_special_tokens = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        if kwargs.get("add_special_tokens", True) and self.add_bos_token and not split_special_tokens:
+            given = text, text_pair
+            text, text_pair = (self._without_bos(item, kwargs.get("is_split_into_words", False)) for item in given)
+            if kwargs.get("return_offsets_mapping", False) and (text, text_pair) != given:
+                raise ValueError(
+                    f"return_offsets_mapping: expected texts without a leading {self.bos_token!r}, got one that "
+                    "has it. Remove it from the text (the tokenizer adds it), or pass add_special_tokens=False."
+                )
+        return super()._encode_plus(text, text_pair, *args, **kwargs)
+
+    def _without_bos(self, text: Any, is_split_into_words: bool) -> Any:
+        """``text`` (a text, words of a text, a pair, or a batch of these) without the BOS that texts start with."""
+        if isinstance(text, str):
+            return text.removeprefix(str(self.bos_token))
+        if not isinstance(text, (list, tuple)):
+            return text
+        if is_split_into_words and text and isinstance(text[0], str):
+            return type(text)((self._without_bos(text[0], False), *text[1:]))
+        return type(text)(self._without_bos(item, is_split_into_words) for item in text)
+
+
+__all__ = ["CHAT_TEMPLATE", "RecurrentGemmaTokenizer"]
