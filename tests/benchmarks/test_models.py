@@ -84,6 +84,6 @@ def test_a_window_that_is_one_key_off_disagrees(pair: Pair, monkeypatch: pytest.
         return replace(same, in_tree=build_pair(size, window=window - 1, share_with=share_with).in_tree)
 
     monkeypatch.setattr("benchmarks.agreement.build_pair", one_off)
-    assert CHECK_WINDOW == SIZE.attention_window_size
-    with pytest.raises(ValueError, match="^prefill: "):
+    assert SIZE.attention_window_size == CHECK_WINDOW
+    with pytest.raises(ValueError, match=r"^prefill: "):
         check_agreement(pair)

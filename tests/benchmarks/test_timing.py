@@ -60,7 +60,7 @@ def test_impossible_numbers_of_rounds_are_refused(options: dict[str, int], name:
 
 @pytest.mark.parametrize("taken", [0.0, -1.0, float("nan"), float("inf")])
 def test_what_is_no_time_is_refused(taken: float):
-    with pytest.raises(ValueError, match="^a: expected a positive number of seconds"):
+    with pytest.raises(ValueError, match=r"^a: expected a positive number of seconds"):
         interleave({"a": lambda: taken}, repeats=1)
 
 
