@@ -120,6 +120,13 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
                     "cache_implementation: expected None together with past_key_values, which is the cache, got "
                     f"{implementation!r}."
                 )
+            positions = model_kwargs.get("position_ids")
+            if positions is not None and positions.shape[1] <= given.columns:
+                # generate() would cut the inputs at the wrong place and read them as a new document.
+                raise ValueError(
+                    f"past_key_values: expected inputs that go beyond the {given.columns} columns it has seen, got "
+                    f"{positions.shape[1]}; pass all ids from the start, or an attention_mask of past and new columns."
+                )
             return
         if generation_config.use_cache is False:
             return

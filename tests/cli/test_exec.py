@@ -87,7 +87,7 @@ import importlib.util, sys
 assert importlib.util.find_spec("transformers") is not None  # as programs ask whether it is there
 print([name for name in ("recurrent_gemma", "torch", "transformers", "typing") if name in sys.modules])
 """
-    assert _output(_start_launched(code, cwd=tmp_path)) == ["['typing']"]
+    assert _output(_start_launched(code, cwd=tmp_path)) == ["[]"]
 
 
 def test_the_module_is_as_if_imported_plainly(tmp_path: Path):
