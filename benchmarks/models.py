@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 from transformers.models.recurrent_gemma.configuration_recurrent_gemma import RecurrentGemmaConfig as InTreeConfig
 from transformers.models.recurrent_gemma.modeling_recurrent_gemma import (
     RecurrentGemmaForCausalLM as InTreeForCausalLM,
@@ -12,6 +11,8 @@ from transformers.models.recurrent_gemma.modeling_recurrent_gemma import (
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
+
+Model = RecurrentGemmaForCausalLM | InTreeForCausalLM
 
 # Ids below it have a meaning to generate() or, in-tree, an embedding without gradient.
 FIRST_ORDINARY_ID = 4
@@ -57,7 +58,7 @@ class Pair:
 
     size: Size
     ours: RecurrentGemmaForCausalLM
-    in_tree: PreTrainedModel
+    in_tree: InTreeForCausalLM
 
 
 def build_ours(size: Size, *, window: int | None = None, seed: int = 0) -> RecurrentGemmaForCausalLM:
@@ -78,7 +79,8 @@ def build_pair(size: Size, *, window: int | None = None, share_with: Pair | None
     """Both implementations on the same parameters, computing the same function.
 
     In-tree is configured with W + 1: a query of its attends W keys, itself included, where the source's attends itself
-    and the W keys before it.
+    and the W keys before it. Old releases of Transformers (5.16 is one) also rotate whole heads, where the source
+    rotates half of each; no setting makes those agree.
 
     Args:
         size: The shape.
@@ -101,5 +103,5 @@ def random_ids(size: Size, length: int, *, seed: int = 1) -> torch.Tensor:
     return torch.randint(FIRST_ORDINARY_ID, size.vocab_size, (1, length), generator=generator)
 
 
-def _use_parameters_of(source: PreTrainedModel, model: PreTrainedModel) -> None:
+def _use_parameters_of(source: Model, model: Model) -> None:
     model.load_state_dict(source.state_dict(keep_vars=True), assign=True)

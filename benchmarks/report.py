@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -66,8 +67,8 @@ def show(console: Console, case: str, size: str, machine: dict[str, Any], result
 
 
 def _show_speed(console: Console, case: str, size: str, result: SpeedResult) -> None:
-    table = Table(title=f"{case} {size}: {result.work}", title_justify="left")
-    table.add_column("")
+    table = Table(title=f"{case} {size}: {result.work}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
     for heading in ("median ms", "fastest", "slowest", "x floor", "x ours"):
         table.add_column(heading, justify="right", no_wrap=True)
     floor, ours = result.timings["floor"], result.timings["ours"]
@@ -90,7 +91,7 @@ def _show_speed(console: Console, case: str, size: str, result: SpeedResult) -> 
 
 
 def _show_memory(console: Console, result: MemoryResult) -> None:
-    table = Table(title=f"memory of generation: {result.model}", title_justify="left")
+    table = Table(title=f"memory of generation: {result.model}", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("tokens", "cache", "process (RSS)", "time per token"):
         table.add_column(heading, justify="right")
     for sample in result.samples:

@@ -7,12 +7,11 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.agreement import Agreement, check_agreement
 from benchmarks.floor import MatrixProducts, WeightRead
-from benchmarks.models import Pair, Size, build_pair, random_ids
+from benchmarks.models import Model, Pair, Size, build_pair, random_ids
 from benchmarks.timing import Timing, clock, interleave
 
 DECODE_PROMPT = 16
@@ -122,11 +121,11 @@ def _agreeing_pair(size: Size) -> tuple[Pair, Agreement]:
 
 
 @torch.inference_mode()
-def _read_prompt(model: PreTrainedModel, ids: Tensor) -> None:
+def _read_prompt(model: Model, ids: Tensor) -> None:
     model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
 
-def _training_step(model: PreTrainedModel, ids: Tensor, optimizer: torch.optim.Optimizer) -> None:
+def _training_step(model: Model, ids: Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     optimizer.step()
@@ -145,7 +144,7 @@ class _Stopwatch(BaseStreamer):
         pass
 
 
-def _decoding(model: PreTrainedModel, prompt: Tensor, tokens: int) -> Callable[[], float]:
+def _decoding(model: Model, prompt: Tensor, tokens: int) -> Callable[[], float]:
     def seconds_per_token() -> float:
         stopwatch = _Stopwatch()
         model.generate(

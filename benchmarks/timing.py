@@ -72,14 +72,19 @@ def interleave(contestants: Mapping[str, Callable[[], float]], *, repeats: int, 
         raise ValueError(f"warmup: expected at least 0, got {warmup}.")
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for round_number in range(-warmup, repeats):
-        first = round_number % len(names)
-        for name in names[first:] + names[:first]:
-            # One contestant's cycles must not be collected on another one's time.
-            gc.collect()
-            taken = contestants[name]()
-            if not (math.isfinite(taken) and taken > 0):
-                raise ValueError(f"{name}: expected a positive number of seconds, got {taken!r}.")
-            if round_number >= 0:
-                seconds[name].append(taken)
+    # Whatever is alive by now, imported libraries above all, stays out of every collection.
+    gc.freeze()
+    try:
+        for round_number in range(-warmup, repeats):
+            first = round_number % len(names)
+            for name in names[first:] + names[:first]:
+                # One contestant's cycles must not be collected on another one's time.
+                gc.collect()
+                taken = contestants[name]()
+                if not (math.isfinite(taken) and taken > 0):
+                    raise ValueError(f"{name}: expected a positive number of seconds, got {taken!r}.")
+                if round_number >= 0:
+                    seconds[name].append(taken)
+    finally:
+        gc.unfreeze()
     return {name: Timing(tuple(rounds)) for name, rounds in seconds.items()}

@@ -114,8 +114,8 @@ class RecurrentGemmaConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         model_type = kwargs.pop("model_type", self.model_type)
-        _expect(model_type == self.model_type, "model_type",
-                f"{self.model_type!r} (is this the config of another model?)", repr(model_type))
+        expected = f"{self.model_type!r} (is this the config of another model?)"
+        _expect(model_type == self.model_type, "model_type", expected, repr(model_type))
         layer_configs = kwargs.pop("per_layer_config", None)
         _expect(layer_configs is None, "per_layer_config", "None (layers differ by block_types only)", layer_configs)
         self.rope_parameters = self._gather_rope_parameters(kwargs)
@@ -209,8 +209,8 @@ class RecurrentGemmaConfig(PreTrainedConfig):
         legacy = {"rope_theta": theta, "partial_rotary_factor": factor}
         legacy = {name: value for name, value in legacy.items() if value is not None}
         for name in legacy.keys() & given.keys():
-            _expect(legacy[name] == given[name], name, f"rope_parameters[{name!r}], which is {given[name]}, or None",
-                    legacy[name])
+            expected = f"rope_parameters[{name!r}], which is {given[name]}, or None"
+            _expect(legacy[name] == given[name], name, expected, legacy[name])
         return _ROPE_DEFAULTS | legacy | given
 
     def _validate_fields(self) -> None:
@@ -243,47 +243,52 @@ class RecurrentGemmaConfig(PreTrainedConfig):
 
     def _validate_values(self) -> None:
         for name in _INTEGERS:
-            _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _expect(self.intermediate_size % 2 == 0, "intermediate_size", "an even number (twice the MLP width)",
-                self.intermediate_size)
+            self._expect_field(name, getattr(self, name) >= 1, "at least 1")
+        self._expect_field("intermediate_size", self.intermediate_size % 2 == 0, "an even number (twice the MLP width)")
         heads = self.num_attention_heads
         for name in ("hidden_size", "lru_width"):
-            _expect(getattr(self, name) % heads == 0, name, f"a multiple of num_attention_heads ({heads})",
-                    getattr(self, name))
-        _expect(heads % self.num_key_value_heads == 0, "num_key_value_heads",
-                f"a divisor of num_attention_heads ({heads})", self.num_key_value_heads)
+            self._expect_field(name, getattr(self, name) % heads == 0, f"a multiple of num_attention_heads ({heads})")
+        divides = heads % self.num_key_value_heads == 0
+        self._expect_field("num_key_value_heads", divides, f"a divisor of num_attention_heads ({heads})")
         for name in ("rms_norm_eps", "w_init_variance_scale"):
-            _expect(0 < getattr(self, name) < math.inf, name, "a finite number of more than 0", getattr(self, name))
-        _expect(0 <= self.attention_dropout < 1, "attention_dropout", "at least 0 and less than 1",
-                self.attention_dropout)
+            self._expect_field(name, 0 < getattr(self, name) < math.inf, "a finite number of more than 0")
+        self._expect_field("attention_dropout", 0 <= self.attention_dropout < 1, "at least 0 and less than 1")
         cap = self.logits_soft_cap
-        _expect(cap is None or 0 <= cap < math.inf, "logits_soft_cap",
-                "a finite number of at least 0, or None (0 and None turn it off)", cap)
-        _expect(len(self.block_types) > 0 and all(isinstance(b, str) and b in _LAYER_TYPES for b in self.block_types),
-                "block_types", f"a non-empty list of {sorted(_LAYER_TYPES)}", self.block_types)
-        _expect(self.hidden_activation in ACT2FN, "hidden_activation", "a name from transformers.activations.ACT2FN",
-                self.hidden_activation)
+        turned_off = "a finite number of at least 0, or None (0 and None turn it off)"
+        self._expect_field("logits_soft_cap", cap is None or 0 <= cap < math.inf, turned_off)
+        known = bool(self.block_types) and all(isinstance(b, str) and b in _LAYER_TYPES for b in self.block_types)
+        self._expect_field("block_types", known, f"a non-empty list of {sorted(_LAYER_TYPES)}")
+        known = self.hidden_activation in ACT2FN
+        self._expect_field("hidden_activation", known, "a name from transformers.activations.ACT2FN")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             for token in _as_list(getattr(self, name)):
-                _expect(0 <= token < self.vocab_size, name, f"an id below vocab_size ({self.vocab_size}), or None",
-                        token)
+                _expect(
+                    0 <= token < self.vocab_size, name, f"an id below vocab_size ({self.vocab_size}), or None", token
+                )
+
+    def _expect_field(self, name: str, condition: bool, expected: str) -> None:
+        _expect(condition, name, expected, getattr(self, name))
 
     def _validate_rope_parameters(self) -> None:
         rope = self.rope_parameters
-        _expect(rope.get("rope_type") == "default", "rope_parameters['rope_type']",
-                "'default' (the family has no scaled RoPE)", repr(rope.get("rope_type")))
-        _expect(rope.keys() == _ROPE_DEFAULTS.keys(), "rope_parameters", f"the keys {sorted(_ROPE_DEFAULTS)}",
-                sorted(rope))
-        for name in ("rope_theta", "partial_rotary_factor"):
-            _expect_type(f"rope_parameters[{name!r}]", rope[name], (int, float), "a number")
-        _expect(0 < rope["rope_theta"] < math.inf, "rope_parameters['rope_theta']", "a finite number of more than 0",
-                rope["rope_theta"])
-        factor = rope["partial_rotary_factor"]
-        _expect(0 < factor <= 1, "rope_parameters['partial_rotary_factor']", "more than 0 and at most 1", factor)
+        field = "rope_parameters[{!r}]".format
+        rope_type, keys = rope.get("rope_type"), sorted(_ROPE_DEFAULTS)
+        _expect(
+            rope_type == "default", field("rope_type"), "'default' (the family has no scaled RoPE)", repr(rope_type)
+        )
+        _expect(sorted(rope) == keys, "rope_parameters", f"the keys {keys}", sorted(rope))
+        theta, factor = rope["rope_theta"], rope["partial_rotary_factor"]
+        _expect_type(field("rope_theta"), theta, (int, float), "a number")
+        _expect_type(field("partial_rotary_factor"), factor, (int, float), "a number")
+        _expect(0 < theta < math.inf, field("rope_theta"), "a finite number of more than 0", theta)
+        _expect(0 < factor <= 1, field("partial_rotary_factor"), "more than 0 and at most 1", factor)
         if "sliding_attention" in self.layers_block_type:
-            _expect(self.rotary_dim > 0 and self.rotary_dim % 2 == 0, "rope_parameters['partial_rotary_factor']",
-                    f"a share of head_dim ({self.head_dim}) that gives a positive even number of rotated dimensions",
-                    f"{factor}, which gives {self.rotary_dim}")
+            _expect(
+                self.rotary_dim > 0 and self.rotary_dim % 2 == 0,
+                field("partial_rotary_factor"),
+                f"a share of head_dim ({self.head_dim}) that gives a positive even number of rotated dimensions",
+                f"{factor}, which gives {self.rotary_dim}",
+            )
 
     def _pop_derived(self, kwargs: dict[str, Any]) -> None:
         # Only at initialization, and not a choice: Transformers' class recomputes it as well.
@@ -292,8 +297,8 @@ class RecurrentGemmaConfig(PreTrainedConfig):
             given, derived = kwargs.pop(name), getattr(self, name)
             given = list(given) if isinstance(given, tuple) else given
             left_open = given is None and name != "final_logit_softcapping"
-            _expect(left_open or given == derived, name,
-                    f"{derived} (derived from the other fields; set those instead)", given)
+            expected = f"{derived} (derived from the other fields; set those instead)"
+            _expect(left_open or given == derived, name, expected, given)
 
 
 def _without_obsolete(stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

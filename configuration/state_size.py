@@ -72,7 +72,8 @@ def _kv_width(config: RecurrentGemmaConfig) -> int:
 
 
 def _itemsize(config: RecurrentGemmaConfig, dtype: torch.dtype | None) -> int:
-    return (dtype or config.dtype or torch.float32).itemsize
+    found = dtype or config.dtype or torch.float32
+    return (getattr(torch, found) if isinstance(found, str) else found).itemsize
 
 
 def _checked(length: int) -> int:

@@ -1,7 +1,8 @@
 """``RecurrentGemmaCache``: everything a sequence remembers, of constant size, passed in and handed back."""
 
 import copy
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,9 +45,9 @@ class _RollingLayer:
         """Replace the state."""
         self.state = state
 
-    def _map(self, function) -> None:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.state is not None:
-            self.store(type(self.state)(*map(function, self.state)))
+            self.store(self.state._replace(**{k: function(v) for k, v in self.state._asdict().items()}))
 
     def reset(self) -> None:
         """Forget everything."""
@@ -99,10 +100,10 @@ class RecurrentLayer(_RollingLayer, LinearAttentionCacheLayerMixin):
         self.has_previous_state = {0: state is not None}
         self.is_conv_states_initialized = self.is_recurrent_states_initialized = {0: state is not None}
         if conv is not None:
-            self.dtype, self.device = conv.dtype, conv.device
+            self.dtype, self.device = conv.dtype, conv.device  # type: ignore[assignment]
 
-    def lazy_initialization(self, *args, **kwargs) -> None:
-        """Not used: the state is stored as a whole."""
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> Any:
+        """Not used, since the state is stored as a whole: raises TypeError."""
         raise TypeError("RecurrentGemmaCache layers are filled by RecurrentGemmaModel only.")
 
     update_conv_state = update_recurrent_state = lazy_initialization
@@ -131,8 +132,8 @@ class LocalAttentionLayer(_RollingLayer, CacheLayerMixin):
         """Length and offset of the 2-D mask: all columns."""
         return self.columns + query_length, 0
 
-    def lazy_initialization(self, *args, **kwargs) -> None:
-        """Not used: the state is stored as a whole."""
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> Any:
+        """Not used, since the state is stored as a whole: raises TypeError."""
         raise TypeError("RecurrentGemmaCache layers are filled by RecurrentGemmaModel only.")
 
     update = lazy_initialization
@@ -141,8 +142,9 @@ class LocalAttentionLayer(_RollingLayer, CacheLayerMixin):
 class RecurrentGemmaCache(Cache):
     """State of a batch of sequences: RG-LRU state and convolution history, and a rolling window of keys and values.
 
-    Its size does not grow beyond the attention window. ``forward(..., past_key_values=cache)`` extends it, and any split
-    of a sequence into calls gives what one call gives. Rows are independent; several caches on one model do not interact.
+    Its size does not grow beyond the attention window. ``forward(..., past_key_values=cache)`` extends it, and any
+    split of a sequence into calls gives what one call gives. Rows are independent; several caches on one model do not
+    interact.
 
     Args:
         config: The config of the model that will fill the cache.
@@ -151,11 +153,15 @@ class RecurrentGemmaCache(Cache):
         TypeError: ``config`` is of another family.
     """
 
+    layers: list[RecurrentLayer | LocalAttentionLayer]  # type: ignore[assignment]
+
     def __init__(self, config: RecurrentGemmaConfig) -> None:
         if not isinstance(config, RecurrentGemmaConfig):
             raise TypeError(f"config: expected a RecurrentGemmaConfig, got {type(config).__name__}.")
-        types = {"linear_attention": RecurrentLayer, "sliding_attention": LocalAttentionLayer}
-        super().__init__(layers=[types[layer_type]() for layer_type in config.layers_block_type])
+        is_recurrent = [layer_type == "linear_attention" for layer_type in config.layers_block_type]
+        super().__init__(
+            layers=[RecurrentLayer() if recurrent else LocalAttentionLayer() for recurrent in is_recurrent]
+        )
         self.signature = state_signature(config)
         self.columns = 0
         self.next_position: Tensor | None = None
@@ -206,7 +212,7 @@ class RecurrentGemmaCache(Cache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes what row ``beam_idx[i]`` was."""
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._map_positions(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -236,7 +242,7 @@ class RecurrentGemmaCache(Cache):
         self._map_positions(lambda t: t.to(device))
         return self
 
-    def __deepcopy__(self, memo) -> "RecurrentGemmaCache":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RecurrentGemmaCache":
         # Tensors that carry a graph refuse to be deep-copied.
         copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
@@ -250,7 +256,7 @@ class RecurrentGemmaCache(Cache):
         copied._tell_layers()
         return copied
 
-    def _map_positions(self, function) -> None:
+    def _map_positions(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.next_position is not None:
             self.next_position = function(self.next_position)
 

@@ -98,7 +98,7 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
             return logits
         return torch.tanh(logits.to(torch.promote_types(logits.dtype, torch.float32)) / cap) * cap
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
@@ -132,8 +132,8 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
             return
         if implementation not in (None, "dynamic"):
             raise ValueError(
-                f"cache_implementation: expected None or 'dynamic', got {implementation!r}; a RecurrentGemmaCache has a "
-                "constant size and needs no other form."
+                f"cache_implementation: expected None or 'dynamic', got {implementation!r}; a RecurrentGemmaCache has "
+                "a constant size and needs no other form."
             )
         model_kwargs["past_key_values"] = RecurrentGemmaCache(self.config)
 

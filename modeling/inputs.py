@@ -46,8 +46,8 @@ def derive_sequence_inputs(
         seq_idx: (B, L) int, a document's number at each of its tokens.
 
     Raises:
-        TypeError, ValueError: A shape or dtype is wrong, a position follows no rule, or two sources disagree. Values are
-            looked at on CPU; on an accelerator an asynchronous assertion fails instead, and while compiling nothing is
+        TypeError, ValueError: A shape or dtype is wrong, a position follows no rule, or two sources disagree. Values
+            are looked at on CPU; on an accelerator an asynchronous assertion fails instead, and while compiling nothing is
             checked, so that no device is waited for.
     """
     valid = _valid_tokens(attention_mask, batch, length, past_columns, device)
@@ -72,8 +72,9 @@ def derive_sequence_inputs(
             agree = positions == derived if valid is None else (positions == derived) | ~valid
             _expect_all(
                 agree,
-                "position_ids: expected the positions that cu_seq_lens_q or seq_idx give (restarting at 0 with every "
-                "document), got others; pass one of them only.",
+                "position_ids: expected the positions that cu_seq_lens_q or seq_idx give, from 0 on in every document",
+                positions,
+                "pass one of them only",
             )
     starts = positions == 0 if valid is None else (positions == 0) & valid
     return SequenceInputs(
@@ -89,8 +90,9 @@ def check_token_ids(input_ids: Tensor, vocab_size: int) -> None:
     """Raise ValueError if an id lies outside the vocabulary."""
     _expect_all(
         (input_ids >= 0) & (input_ids < vocab_size),
-        f"input_ids: expected ids from 0 to {vocab_size - 1} (vocab_size - 1), got others; does the tokenizer belong to "
-        "this model?",
+        f"input_ids: expected ids from 0 to {vocab_size - 1} (vocab_size - 1)",
+        input_ids,
+        "use this model's own tokenizer",
     )
 
 
@@ -101,17 +103,22 @@ def _valid_tokens(
         return None
     if not isinstance(mask, Tensor):
         raise TypeError(
-            f"attention_mask: expected a (B, past + new) tensor of 0 and 1, got {type(mask).__name__}; prepared masks of "
-            "other models are not used here."
+            f"attention_mask: expected a (B, past + new) tensor of 0 and 1, got {type(mask).__name__}; prepared masks "
+            "of other models are not used here."
         )
     expected = (batch, past_columns + length)
     if tuple(mask.shape) != expected:
         raise ValueError(
-            f"attention_mask: expected shape (B, past + new columns) = {expected}, got {tuple(mask.shape)}; it covers the "
-            f"{past_columns} columns in the cache as well as the {length} new ones, and 4-D masks are not supported."
+            f"attention_mask: expected shape (B, past + new columns) = {expected}, got {tuple(mask.shape)}; it covers "
+            f"the {past_columns} columns in the cache as well as the {length} new ones, and 4-D masks are not supported."
         )
     new = mask[:, past_columns:].to(device)
-    _expect_all((new == 0) | (new == 1), "attention_mask: expected values 0 (pad) and 1 (token), got others.")
+    _expect_all(
+        (new == 0) | (new == 1),
+        "attention_mask: expected 0 (pad) or 1 (token)",
+        new,
+        "additive masks are not supported",
+    )
     valid = new != 0
     if _is_free_to_look_at(valid) and bool(valid.all()):
         return None
@@ -131,8 +138,8 @@ def _document_boundaries(
         return None
     if past_columns:
         raise ValueError(
-            "cu_seq_lens_q, seq_idx: expected None together with a cache that holds tokens, since they do not say whether "
-            "the first document goes on; pass position_ids instead."
+            "cu_seq_lens_q, seq_idx: expected None together with a cache that holds tokens, since they do not say "
+            "whether the first document goes on; pass position_ids instead."
         )
     boundaries = []
     if cu_seq_lens_q is not None:
@@ -146,7 +153,9 @@ def _document_boundaries(
     if len(boundaries) == 2:
         _expect_all(
             boundaries[0] == boundaries[1],
-            "cu_seq_lens_q, seq_idx: expected the same documents from both, got different ones; pass one of them only.",
+            "cu_seq_lens_q, seq_idx: expected the same document starts from both",
+            boundaries[0],
+            "pass one of them only",
         )
     return boundaries[0]
 
@@ -158,11 +167,17 @@ def _boundaries_from_lengths(cu_seq_lens_q: Tensor, batch: int, length: int) -> 
             f"{cu_seq_lens_q.dtype} of shape {tuple(cu_seq_lens_q.shape)}."
         )
     if batch != 1:
-        raise ValueError(f"cu_seq_lens_q: expected one packed row (B = 1), got B = {batch}; use seq_idx or position_ids.")
-    ends = torch.stack((cu_seq_lens_q[0] == 0, cu_seq_lens_q[-1] == length))
+        raise ValueError(
+            f"cu_seq_lens_q: expected one packed row (B = 1), got B = {batch}; use seq_idx or position_ids."
+        )
+    previous = torch.cat((cu_seq_lens_q.new_full((1,), -1), cu_seq_lens_q[:-1]))
+    grows = cu_seq_lens_q > previous
+    first, last = cu_seq_lens_q[:1] == 0, cu_seq_lens_q[-1:] == length
     _expect_all(
-        torch.cat((ends, cu_seq_lens_q[1:] > cu_seq_lens_q[:-1])),
-        f"cu_seq_lens_q: expected growing values from 0 to L = {length} (no empty document), got others.",
+        torch.cat((grows[:1] & first, grows[1:-1], grows[-1:] & last)),
+        f"cu_seq_lens_q: expected growing values from 0 to L = {length}",
+        cu_seq_lens_q,
+        "leave out empty documents",
     )
     boundaries = torch.zeros(1, length, dtype=torch.bool, device=cu_seq_lens_q.device)
     boundaries[0, cu_seq_lens_q[:-1].long()] = True
@@ -191,7 +206,8 @@ def _checked_positions(
         raise TypeError(f"position_ids: expected an integer tensor, got {position_ids.dtype}.")
     if tuple(position_ids.shape) not in ((batch, length), (1, length)):
         raise ValueError(
-            f"position_ids: expected shape (B, L) = {(batch, length)} or (1, {length}), got {tuple(position_ids.shape)}."
+            f"position_ids: expected shape (B, L) = {(batch, length)} or (1, {length}), got "
+            f"{tuple(position_ids.shape)}."
         )
     positions = position_ids.to(device=device, dtype=torch.long).expand(batch, length)
     if torch.compiler.is_compiling():
@@ -204,8 +220,10 @@ def _checked_positions(
         follows_rule = follows_rule | ~valid.gather(1, order)
     _expect_all(
         follows_rule,
-        "position_ids: expected every valid token at 0 (a document starts) or one after the valid token before it (the "
-        "cache's next position for the first one), got others; leave position_ids out to count valid tokens.",
+        "position_ids: expected every valid token at 0, which starts a document, or one after the valid token before "
+        "it (the first one at the cache's next position)",
+        tokens,
+        "leave position_ids out to count valid tokens",
     )
     return positions
 
@@ -223,12 +241,12 @@ def _is_free_to_look_at(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _expect_all(condition: Tensor, message: str) -> None:
+def _expect_all(condition: Tensor, expected: str, actual: Tensor, remedy: str) -> None:
+    """Raise ValueError with the first value of ``actual`` where ``condition`` (same shape) does not hold."""
     if torch.compiler.is_compiling() or condition.device.type == "meta":
         return
-    if condition.device.type == "cpu":
-        if not bool(condition.all()):
-            raise ValueError(message)
-    else:
-        torch._assert_async(condition.all(), message)
-
+    if condition.device.type != "cpu":
+        torch._assert_async(condition.all(), f"{expected}; {remedy}.")
+    elif not bool(condition.all()):
+        place = tuple((~condition).nonzero()[0].tolist())
+        raise ValueError(f"{expected}, got {actual[place].item()} at {place}; {remedy}.")

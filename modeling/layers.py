@@ -60,6 +60,14 @@ class RecurrentGemmaScaledEmbedding(nn.Embedding):
         return embedded if self.embed_scale == 1.0 else embedded * self.embed_scale
 
 
+class ScaledInitLinear(nn.Linear):
+    """A linear layer whose weights start with variance ``init_scale / in_features`` instead of ``1 / in_features``."""
+
+    def __init__(self, in_features: int, out_features: int, init_scale: float) -> None:
+        super().__init__(in_features, out_features)
+        self.init_scale = init_scale
+
+
 class RecurrentGemmaRMSNorm(nn.Module):
     """x / rms(x) * (1 + weight), in fp32."""
 
@@ -93,9 +101,10 @@ class RecurrentGemmaRglru(nn.Module):
         """x (B, L, R) and the state (B, R) to y (B, L, R) and the new state."""
         input_gate = self._gate(x, self.input_gate_weight, self.input_gate_bias)
         recurrence_gate = self._gate(x, self.recurrent_gate_weight, self.recurrent_gate_bias)
-        return rg_lru(
+        y, state = rg_lru(
             x, input_gate, recurrence_gate, self.recurrent_param, state, starts=context.starts, valid=context.valid
         )
+        return y, state
 
     @staticmethod
     def _gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -114,9 +123,7 @@ class RecurrentGemmaConv1d(nn.Module):
 
     def forward(self, x: Tensor, history: Tensor | None, context: LayerContext) -> tuple[Tensor, Tensor]:
         """x (B, L, R) and the history (B, K - 1, R) to y (B, L, R) and the new history."""
-        return causal_conv1d(
-            x, self.weight.squeeze(1), self.bias, history, starts=context.starts, valid=context.valid
-        )
+        return causal_conv1d(x, self.weight.squeeze(1), self.bias, history, starts=context.starts, valid=context.valid)
 
 
 class RecurrentGemmaRecurrentBlock(nn.Module):
@@ -126,7 +133,7 @@ class RecurrentGemmaRecurrentBlock(nn.Module):
         super().__init__()
         self.linear_y = nn.Linear(config.hidden_size, config.lru_width)
         self.linear_x = nn.Linear(config.hidden_size, config.lru_width)
-        self.linear_out = nn.Linear(config.lru_width, config.hidden_size)
+        self.linear_out = ScaledInitLinear(config.lru_width, config.hidden_size, config.final_w_init_variance_scale)
         self.conv_1d = RecurrentGemmaConv1d(config.lru_width, config.conv1d_width)
         self.rg_lru = RecurrentGemmaRglru(config)
         self.act_fn = ACT2FN[config.hidden_activation]
@@ -153,7 +160,7 @@ class RecurrentGemmaAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=True)
+        self.o_proj = ScaledInitLinear(config.hidden_size, config.hidden_size, config.final_w_init_variance_scale)
 
     def forward(
         self, x: Tensor, state: AttentionState | None, context: LayerContext, return_weights: bool = False
@@ -188,9 +195,10 @@ class RecurrentGemmaMlp(nn.Module):
 
     def __init__(self, config: RecurrentGemmaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.mlp_width)
-        self.up_proj = nn.Linear(config.hidden_size, config.mlp_width)
-        self.down_proj = nn.Linear(config.mlp_width, config.hidden_size)
+        # One matrix of two halves in the source, whose fan-in counts both: half the variance.
+        self.gate_proj = ScaledInitLinear(config.hidden_size, config.mlp_width, 0.5)
+        self.up_proj = ScaledInitLinear(config.hidden_size, config.mlp_width, 0.5)
+        self.down_proj = ScaledInitLinear(config.mlp_width, config.hidden_size, config.final_w_init_variance_scale)
         self.act_fn = ACT2FN[config.hidden_activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -230,7 +238,7 @@ def attention_backend(config: RecurrentGemmaConfig) -> str:
     name = config._attn_implementation or "sdpa"
     if name not in ATTENTION_BACKENDS:
         raise ValueError(
-            f"attn_implementation: expected one of {sorted(ATTENTION_BACKENDS)} (a window of {config.sliding_window} keys "
-            f"with documents and pads), got {name!r}."
+            f"attn_implementation: expected one of {sorted(ATTENTION_BACKENDS)} (a window of {config.sliding_window} "
+            f"keys with documents and pads), got {name!r}."
         )
     return ATTENTION_BACKENDS[name]

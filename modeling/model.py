@@ -1,7 +1,7 @@
 """``RecurrentGemmaModel``: embeddings, residual blocks and final norm, and what all models of the family share."""
 
 import math
-import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +16,16 @@ from recurrent_gemma.modeling.cache import RecurrentGemmaCache
 from recurrent_gemma.modeling.inputs import SequenceInputs, check_token_ids, derive_sequence_inputs
 from recurrent_gemma.modeling.layers import (
     LayerContext,
-    RecurrentGemmaAttention,
     RecurrentGemmaConv1d,
     RecurrentGemmaDecoderLayer,
-    RecurrentGemmaMlp,
-    RecurrentGemmaRecurrentBlock,
     RecurrentGemmaRglru,
     RecurrentGemmaRMSNorm,
     RecurrentGemmaScaledEmbedding,
+    ScaledInitLinear,
     attention_backend,
     rotary_angles,
 )
+from recurrent_gemma.modeling.loading import expect_complete, expect_config, naming_broken_files
 
 # Radius of the ring on which the recurrence's a is drawn (``RGLRU.a_real_param_init`` in recurrentgemma/jax/layers.py).
 _MIN_RADIUS, _MAX_RADIUS = 0.9, 0.999
@@ -45,47 +44,44 @@ class RecurrentGemmaPreTrainedModel(PreTrainedModel):
     _is_stateful = False
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any):
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint, as ``PreTrainedModel.from_pretrained`` does, but never a part of one.
 
         Args:
             pretrained_model_name_or_path: Directory or repository id.
-            use_safetensors: ``None`` (default) or ``True`` read safetensors only. ``False`` allows pickled ``.bin`` files.
+            use_safetensors: ``None`` and ``True`` read safetensors only, ``False`` reads pickled ``.bin`` files.
             **kwargs: As in Transformers.
 
         Raises:
-            ValueError: Weights of the model are missing, misshapen or unexpected; all are named. Heads that a checkpoint
-                of another task cannot have, and tied weights, may be missing.
-            OSError: There are no safetensors files.
+            ValueError: Weights of the model are missing, misshapen, unexpected, or tied and yet different; all are
+                named. Heads that a checkpoint of another task cannot have, and tied weights, may be missing.
+            OSError: There is no config, there are no safetensors files, or one of them is broken.
         """
+        source = "state_dict" if pretrained_model_name_or_path is None else str(pretrained_model_name_or_path)
+        folder = Path(source, kwargs.get("subfolder") or "")
+        if kwargs.get("config") is None:
+            expect_config(folder)
         wants_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None and kwargs.get("state_dict") is None:
             kwargs["use_safetensors"] = True
         tolerate_shapes = kwargs.get("ignore_mismatched_sizes", False)
         # Collect every mismatch, to name them all.
         kwargs["ignore_mismatched_sizes"] = True
-        try:
-            model, info = super().from_pretrained(
+        with naming_broken_files(source, folder):
+            loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
-        except OSError as error:
-            if _has_pickled_weights(pretrained_model_name_or_path):
-                raise OSError(
-                    f"{pretrained_model_name_or_path}: expected safetensors weights, found pickled ones, which can run code "
-                    "when loaded; pass use_safetensors=False if you trust their source."
-                ) from error
-            raise
-        _expect_complete(cls, info, str(pretrained_model_name_or_path), tolerate_shapes)
+        model, info = loaded
+        expect_complete(model, info, source, tolerate_shapes)
         return (model, info) if wants_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Variances of DeepMind's JAX code: 1 / fan-in, 2 / layers less for the last projection of every block.
-        width, last = self.config.hidden_size, self.config.final_w_init_variance_scale
+        # Variances of DeepMind's JAX code. Only modules that own parameters arrive here.
         if isinstance(module, RecurrentGemmaRMSNorm):
             init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=width**-0.5)
+            init.normal_(module.weight, std=self.config.hidden_size**-0.5)
         elif isinstance(module, RecurrentGemmaConv1d):
             init.normal_(module.weight, std=math.sqrt(self.config.w_init_variance_scale / self.config.conv1d_width))
             init.zeros_(module.bias)
@@ -95,18 +91,11 @@ class RecurrentGemmaPreTrainedModel(PreTrainedModel):
             for bias in (module.input_gate_bias, module.recurrent_gate_bias):
                 init.zeros_(bias)
             init.copy_(module.recurrent_param, _draw_recurrent_param(module.recurrent_param))
-        elif isinstance(module, RecurrentGemmaRecurrentBlock):
-            _init_linears((module.linear_x, module.linear_y), 1.0)
-            _init_linears((module.linear_out,), last)
-        elif isinstance(module, RecurrentGemmaAttention):
-            _init_linears((module.q_proj, module.k_proj, module.v_proj), 1.0)
-            _init_linears((module.o_proj,), last)
-        elif isinstance(module, RecurrentGemmaMlp):
-            # One matrix of two halves in the source, whose fan-in counts both.
-            _init_linears((module.gate_proj, module.up_proj), 0.5)
-            _init_linears((module.down_proj,), last)
-        elif (head := getattr(module, "lm_head", None)) is not None:
-            _init_linears((head,), 1.0)
+        elif isinstance(module, nn.Linear):
+            scale = module.init_scale if isinstance(module, ScaledInitLinear) else 1.0
+            init.normal_(module.weight, std=math.sqrt(scale / module.in_features))
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
 
 class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
@@ -147,7 +136,7 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
                 None.
             past_key_values: The state to go on from; extended in place. ``RecurrentGemmaCache`` only.
             inputs_embeds: (B, L, D) instead of input_ids; not scaled here, as ``embed_tokens`` gives scaled ones.
-            use_cache: Whether to return a cache. None: ``config.use_cache``, but not in training without a cache.
+            use_cache: Whether to make a cache where none is given. None: ``config.use_cache``, but not in training.
             output_hidden_states: Also return (B, L, D) before every block and after the final norm.
             output_attentions: Also return each attention block's weights (B, H, L, past + L);
                 ``attn_implementation="eager"`` only.
@@ -159,8 +148,8 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
 
         Raises:
             TypeError: A cache of another class, an unknown argument, or a wrong dtype.
-            ValueError: Ids outside the vocabulary, wrong shapes, positions that follow no rule, a cache of another model
-                or batch size; see ``modeling/inputs.py``.
+            ValueError: Ids outside the vocabulary, wrong shapes, positions that follow no rule, a cache of another
+                model or batch size; see ``modeling/inputs.py``.
         """
         _refuse_unknown(kwargs, cu_seq_lens_q)
         inputs_embeds = self._embed(input_ids, inputs_embeds)
@@ -185,9 +174,7 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
             seq_idx=seq_idx,
         )
         context = self._context(sequence)
-        keep_hidden_states = (
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        )
+        keep_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
         hidden_states = inputs_embeds
         all_hidden_states, all_attentions, states = [], [], []
@@ -232,20 +219,16 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
         check_token_ids(input_ids, self.config.vocab_size)
         return self.embed_tokens(input_ids)
 
-    def _prepare_cache(
-        self, past_key_values: Any, use_cache: bool | None, batch: int
-    ) -> RecurrentGemmaCache | None:
+    def _prepare_cache(self, past_key_values: Any, use_cache: bool | None, batch: int) -> RecurrentGemmaCache | None:
         if past_key_values is None:
             if use_cache is None:
                 use_cache = self.config.use_cache and not self.training
             return RecurrentGemmaCache(self.config) if use_cache else None
         if not isinstance(past_key_values, RecurrentGemmaCache):
             raise TypeError(
-                f"past_key_values: expected a RecurrentGemmaCache, got {type(past_key_values).__name__}, which cannot hold "
-                "this family's state; make one with RecurrentGemmaCache(model.config)."
+                f"past_key_values: expected a RecurrentGemmaCache, got {type(past_key_values).__name__}, which cannot "
+                "hold this family's state; make one with RecurrentGemmaCache(model.config)."
             )
-        if use_cache is False and past_key_values.columns == 0:
-            return None
         past_key_values.expect_matches(self.config, batch)
         return past_key_values
 
@@ -268,45 +251,8 @@ def _refuse_unknown(kwargs: dict[str, Any], cu_seq_lens_q: Tensor | None) -> Non
         raise TypeError(f"forward: expected arguments that RecurrentGemma knows, got also {unknown}.")
 
 
-def _init_linears(linears: tuple[nn.Linear, ...], variance_scale: float) -> None:
-    for linear in linears:
-        init.normal_(linear.weight, std=math.sqrt(variance_scale / linear.in_features))
-        if linear.bias is not None:
-            init.zeros_(linear.bias)
-
-
 def _draw_recurrent_param(like: Tensor) -> Tensor:
     """a uniform on the ring by area, through the inverse of a = exp(-softplus(param))."""
     squared = torch.rand_like(like, dtype=torch.float32) * (_MAX_RADIUS**2 - _MIN_RADIUS**2) + _MIN_RADIUS**2
     log_a = 0.5 * torch.log(squared + 1e-8)
     return torch.log(torch.expm1(-log_a))
-
-
-def _expect_complete(cls: type[PreTrainedModel], info: dict[str, Any], source: str, tolerate_shapes: bool) -> None:
-    prefix = f"{cls.base_model_prefix}."
-    is_backbone = issubclass(cls, RecurrentGemmaModel)
-    # A checkpoint of another task lacks this task's head. The language model's own head is no such head.
-    missing = [k for k in info["missing_keys"] if is_backbone or k.startswith(prefix) or k.startswith("lm_head.")]
-    problems = {
-        "missing": sorted(missing),
-        "unexpected": sorted(info["unexpected_keys"]),
-        "misshapen": [] if tolerate_shapes else sorted(_describe_mismatch(m) for m in info["mismatched_keys"]),
-        "unreadable": sorted(map(str, info.get("error_msgs") or [])),
-    }
-    found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-    if found:
-        raise ValueError(
-            f"{source}: expected exactly the weights of {cls.__name__} for its config.json, got {found}. Is the checkpoint "
-            "complete, and is the config its own?"
-        )
-
-
-def _describe_mismatch(mismatch: Any) -> str:
-    if isinstance(mismatch, (tuple, list)) and len(mismatch) == 3:
-        name, actual, expected = mismatch
-        return f"{name} (expected {tuple(expected)}, got {tuple(actual)})"
-    return str(mismatch)
-
-
-def _has_pickled_weights(source: Any) -> bool:
-    return os.path.isdir(source) and any(name.endswith(".bin") for name in os.listdir(source))

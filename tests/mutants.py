@@ -1,6 +1,6 @@
 """Semantic mutants: the model with one thing wrong each, and the check that must notice.
 
-A mutant is a function that patches the package's modules through pytest's ``MonkeyPatch``. ``tests/test_mutants.py``
+A mutant is a function that patches the package's modules through ``pytest.MonkeyPatch``. ``tests/test_mutants.py``
 asserts that the named check passes without it and fails with it, so that every rule of the architecture is guarded by a
 test that can fail. (Not here, because nothing can tell it from the model: positions of RoPE that go on across packed
 documents. RoPE is relative, and documents do not see each other.)
@@ -9,9 +9,9 @@ documents. RoPE is relative, and documents do not see each other.)
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as F
-from pytest import MonkeyPatch
 from torch import Tensor
 
 from recurrent_gemma import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
@@ -29,7 +29,7 @@ class Mutant:
     """A defect, and what must notice it."""
 
     name: str
-    apply: Callable[[MonkeyPatch], None]
+    apply: Callable[[pytest.MonkeyPatch], None]
     check: Check
     case: Case
 
@@ -41,20 +41,20 @@ MUTANTS: list[Mutant] = []
 
 
 def _killed_by(check: Check, case: str = "shipped") -> Callable:
-    def register(apply: Callable[[MonkeyPatch], None]) -> Callable[[MonkeyPatch], None]:
+    def register(apply: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
         MUTANTS.append(Mutant(apply.__name__, apply, check, _CASES[case]))
         return apply
 
     return register
 
 
-def _wrap(patch: MonkeyPatch, owner: object, name: str, wrapper: Callable) -> None:
+def _wrap(patch: pytest.MonkeyPatch, owner: object, name: str, wrapper: Callable) -> None:
     """Replace ``owner.name`` by ``wrapper(original, ...)``."""
     original = getattr(owner, name)
     patch.setattr(owner, name, lambda *args, **kwargs: wrapper(original, *args, **kwargs))
 
 
-def _force(patch: MonkeyPatch, name: str, **forced: object) -> None:
+def _force(patch: pytest.MonkeyPatch, name: str, **forced: object) -> None:
     """Call the op ``name`` of the layers with some of its keyword arguments replaced."""
     _wrap(patch, layers, name, lambda op, *args, **kwargs: op(*args, **{**kwargs, **forced}))
 
@@ -64,7 +64,7 @@ def _decay(recurrence_gate: Tensor, a_param: Tensor) -> Tensor:
     return torch.exp(-8.0 * torch.sigmoid(recurrence_gate) * F.softplus(a_param))
 
 
-def _rescale_input(patch: MonkeyPatch, factor: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _rescale_input(patch: pytest.MonkeyPatch, factor: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Multiply the RG-LRU's input by ``factor(a, start)``, (B, L, R)."""
 
     def wrapper(op, x, input_gate, recurrence_gate, a_param, h0=None, *, starts, valid):
@@ -78,38 +78,38 @@ def _rescale_input(patch: MonkeyPatch, factor: Callable[[Tensor, Tensor], Tensor
 
 
 @_killed_by(checks.check_prefill, "tiny_window")
-def window_one_more(patch: MonkeyPatch) -> None:
+def window_one_more(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, layers, "local_attention", lambda op, *args, window, **kwargs: op(*args, window=window + 1, **kwargs))
 
 
 @_killed_by(checks.check_prefill, "tiny_window")
-def window_one_less(patch: MonkeyPatch) -> None:
+def window_one_less(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, layers, "local_attention", lambda op, *args, window, **kwargs: op(*args, window=window - 1, **kwargs))
 
 
 @_killed_by(checks.check_packed, "tiny_window")
-def attention_crosses_documents(patch: MonkeyPatch) -> None:
+def attention_crosses_documents(patch: pytest.MonkeyPatch) -> None:
     _force(patch, "local_attention", starts=None)
 
 
 @_killed_by(rows.check_split_packed, "tiny_window")
-def attention_sees_cached_keys_of_the_document_before(patch: MonkeyPatch) -> None:
+def attention_sees_cached_keys_of_the_document_before(patch: pytest.MonkeyPatch) -> None:
     _force(patch, "local_attention", past_length=None)
 
 
 @_killed_by(rows.check_padded_equals_solo)
-def attention_sees_pads(patch: MonkeyPatch) -> None:
+def attention_sees_pads(patch: pytest.MonkeyPatch) -> None:
     _force(patch, "local_attention", valid=None)
 
 
 @_killed_by(checks.check_decode)
-def cached_keys_dropped(patch: MonkeyPatch) -> None:
+def cached_keys_dropped(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, layers, "local_attention",
           lambda op, query, key, value, past_key, past_value, **kwargs: op(query, key, value, **kwargs))  # fmt: skip
 
 
 @_killed_by(checks.check_decode, "tiny_window")
-def cached_keys_one_less(patch: MonkeyPatch) -> None:
+def cached_keys_one_less(patch: pytest.MonkeyPatch) -> None:
     def attend(op, *args, **kwargs):
         output, key, value = op(*args, **kwargs)
         size = min(key.shape[2], kwargs["window"] - 1)
@@ -119,7 +119,7 @@ def cached_keys_one_less(patch: MonkeyPatch) -> None:
 
 
 @_killed_by(checks.check_decode)
-def cached_keys_not_rotated(patch: MonkeyPatch) -> None:
+def cached_keys_not_rotated(patch: pytest.MonkeyPatch) -> None:
     raw: list[Tensor] = []  # query and key before RoPE of the layer that runs
 
     def rotate(op, x, cos, sin):
@@ -137,22 +137,22 @@ def cached_keys_not_rotated(patch: MonkeyPatch) -> None:
 
 
 @_killed_by(checks.check_prefill)
-def head_scaling_missing(patch: MonkeyPatch) -> None:
+def head_scaling_missing(patch: pytest.MonkeyPatch) -> None:
     _force(patch, "local_attention", scaling=1.0)
 
 
 @_killed_by(checks.check_prefill)
-def rope_over_the_whole_head(patch: MonkeyPatch) -> None:
+def rope_over_the_whole_head(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RecurrentGemmaConfig, "rotary_dim", property(lambda config: config.head_dim))
 
 
 @_killed_by(checks.check_prefill)
-def rope_turns_the_other_way(patch: MonkeyPatch) -> None:
+def rope_turns_the_other_way(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, layers, "apply_rotary", lambda op, x, cos, sin: op(x, cos, -sin))
 
 
 @_killed_by(checks.check_decode)
-def rope_restarts_with_every_call(patch: MonkeyPatch) -> None:
+def rope_restarts_with_every_call(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, model, "rotary_angles", lambda op, positions, config: op(positions - positions[:, :1], config))
 
 
@@ -160,23 +160,23 @@ def rope_restarts_with_every_call(patch: MonkeyPatch) -> None:
 
 
 @_killed_by(checks.check_decode, "hawk_paper")
-def conv_history_dropped(patch: MonkeyPatch) -> None:
+def conv_history_dropped(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, layers, "causal_conv1d",
           lambda op, x, weight, bias, history, **kwargs: op(x, weight, bias, None, **kwargs))  # fmt: skip
 
 
 @_killed_by(checks.check_packed, "hawk_paper")
-def conv_crosses_documents(patch: MonkeyPatch) -> None:
+def conv_crosses_documents(patch: pytest.MonkeyPatch) -> None:
     _force(patch, "causal_conv1d", starts=None)
 
 
 @_killed_by(rows.check_padded_equals_solo, "hawk_paper")
-def conv_sees_pads(patch: MonkeyPatch) -> None:
+def conv_sees_pads(patch: pytest.MonkeyPatch) -> None:
     _force(patch, "causal_conv1d", valid=None)
 
 
 @_killed_by(checks.check_prefill, "hawk_paper")
-def conv_taps_reversed(patch: MonkeyPatch) -> None:
+def conv_taps_reversed(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, layers, "causal_conv1d", lambda op, x, weight, *args, **kwargs: op(x, weight.flip(1), *args, **kwargs))
 
 
@@ -184,12 +184,12 @@ def conv_taps_reversed(patch: MonkeyPatch) -> None:
 
 
 @_killed_by(checks.check_decode, "hawk_paper")
-def state_dropped_between_calls(patch: MonkeyPatch) -> None:
+def state_dropped_between_calls(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, layers, "rg_lru", lambda op, x, i, r, a_param, h0, **kwargs: op(x, i, r, a_param, None, **kwargs))
 
 
 @_killed_by(checks.check_decode, "hawk_paper")
-def state_kept_in_bf16(patch: MonkeyPatch) -> None:
+def state_kept_in_bf16(patch: pytest.MonkeyPatch) -> None:
     def wrapper(op, *args, **kwargs):
         y, h_last = op(*args, **kwargs)
         return y, h_last.bfloat16().float()
@@ -198,17 +198,17 @@ def state_kept_in_bf16(patch: MonkeyPatch) -> None:
 
 
 @_killed_by(checks.check_decode, "hawk_paper")
-def every_call_starts_a_document(patch: MonkeyPatch) -> None:
+def every_call_starts_a_document(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, inputs, "_next_position", lambda op, *args: torch.zeros_like(op(*args)))
 
 
 @_killed_by(checks.check_prefill, "hawk_paper")
-def multiplier_at_a_start_not_one(patch: MonkeyPatch) -> None:
+def multiplier_at_a_start_not_one(patch: pytest.MonkeyPatch) -> None:
     _rescale_input(patch, lambda a, start: torch.where(start, (1 - a * a).sqrt(), 1.0))
 
 
 @_killed_by(checks.check_packed, "hawk_paper")
-def decay_at_a_start_not_zero(patch: MonkeyPatch) -> None:
+def decay_at_a_start_not_zero(patch: pytest.MonkeyPatch) -> None:
     # The state of the document before stays, while the multiplier at the start is still 1.
     def wrapper(op, x, input_gate, recurrence_gate, a_param, h0=None, *, starts, valid):
         a = _decay(recurrence_gate, a_param)
@@ -219,12 +219,12 @@ def decay_at_a_start_not_zero(patch: MonkeyPatch) -> None:
 
 
 @_killed_by(checks.check_packed, "hawk_paper")
-def starts_ignored_by_the_recurrence(patch: MonkeyPatch) -> None:
+def starts_ignored_by_the_recurrence(patch: pytest.MonkeyPatch) -> None:
     _force(patch, "rg_lru", starts=None)
 
 
 @_killed_by(rows.check_padded_equals_solo, "hawk_paper")
-def pad_decays_the_state(patch: MonkeyPatch) -> None:
+def pad_decays_the_state(patch: pytest.MonkeyPatch) -> None:
     def wrapper(op, x, *args, starts, valid):
         x = x if valid is None else x.masked_fill(~valid[..., None], 0.0)
         return op(x, *args, starts=starts, valid=None)
@@ -233,42 +233,42 @@ def pad_decays_the_state(patch: MonkeyPatch) -> None:
 
 
 @_killed_by(rows.check_padded_equals_solo, "hawk_paper")
-def pads_count_as_positions(patch: MonkeyPatch) -> None:
-    _wrap(patch, inputs, "_counted_positions", lambda op, start_position, valid, length: op(start_position, None, length))
+def pads_count_as_positions(patch: pytest.MonkeyPatch) -> None:
+    _wrap(patch, inputs, "_counted_positions", lambda op, start, valid, length: op(start, None, length))
 
 
 @_killed_by(checks.check_prefill, "hawk_paper")
-def gates_swapped(patch: MonkeyPatch) -> None:
+def gates_swapped(patch: pytest.MonkeyPatch) -> None:
     _wrap(patch, layers, "rg_lru", lambda op, x, i, r, *args, **kwargs: op(x, r, i, *args, **kwargs))
 
 
 @_killed_by(checks.check_prefill, "hawk_paper")
-def multiplier_missing(patch: MonkeyPatch) -> None:
+def multiplier_missing(patch: pytest.MonkeyPatch) -> None:
     _rescale_input(patch, lambda a, start: torch.where(start, 1.0, 1 / (1 - a * a).sqrt()))
 
 
 @_killed_by(checks.check_prefill, "hawk_paper")
-def multiplier_without_the_square_of_a(patch: MonkeyPatch) -> None:
+def multiplier_without_the_square_of_a(patch: pytest.MonkeyPatch) -> None:
     _rescale_input(patch, lambda a, start: torch.where(start, 1.0, (1 - a).sqrt() / (1 - a * a).sqrt()))
 
 
 @_killed_by(checks.check_prefill, "hawk_paper")
-def decay_constant_changed(patch: MonkeyPatch) -> None:
+def decay_constant_changed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gates, "DECAY_SCALE", -8.01)
 
 
 @_killed_by(checks.check_prefill, "hawk_paper")
-def softplus_replaced_by_exp(patch: MonkeyPatch) -> None:
+def softplus_replaced_by_exp(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(chunked, "decay_rate", lambda a_param: -8.0 * torch.exp(a_param))
 
 
 @_killed_by(checks.check_gradients, "hawk_paper")
-def derivative_of_the_multiplier_clipped_too_early(patch: MonkeyPatch) -> None:
+def derivative_of_the_multiplier_clipped_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(chunked, "MAX_SQRT_GRADIENT", 10.0)
 
 
 @_killed_by(checks.check_prefill, "hawk_paper")
-def gate_weights_transposed(patch: MonkeyPatch) -> None:
+def gate_weights_transposed(patch: pytest.MonkeyPatch) -> None:
     gate = layers.RecurrentGemmaRglru._gate
     patch.setattr(layers.RecurrentGemmaRglru, "_gate", staticmethod(lambda x, w, b: gate(x, w.transpose(1, 2), b)))
 
@@ -277,7 +277,7 @@ def gate_weights_transposed(patch: MonkeyPatch) -> None:
 
 
 @_killed_by(checks.check_prefill)
-def norm_without_the_one(patch: MonkeyPatch) -> None:
+def norm_without_the_one(patch: pytest.MonkeyPatch) -> None:
     def forward(self, x):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
@@ -285,41 +285,41 @@ def norm_without_the_one(patch: MonkeyPatch) -> None:
 
 
 @_killed_by(checks.check_prefill)
-def embedding_scale_off(patch: MonkeyPatch) -> None:
+def embedding_scale_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layers.RecurrentGemmaScaledEmbedding, "forward", torch.nn.Embedding.forward)
 
 
 @_killed_by(checks.check_prefill, "griffin_paper")
-def embedding_scale_on_in_paper_models(patch: MonkeyPatch) -> None:
+def embedding_scale_on_in_paper_models(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layers.RecurrentGemmaScaledEmbedding, "forward",
                   lambda self, ids: torch.nn.Embedding.forward(self, ids) * self.embedding_dim**0.5)  # fmt: skip
 
 
 @_killed_by(checks.check_hidden_states)
-def embedding_scale_not_rounded_to_bf16(patch: MonkeyPatch) -> None:
+def embedding_scale_not_rounded_to_bf16(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layers.RecurrentGemmaScaledEmbedding, "forward",
                   lambda self, ids: torch.nn.Embedding.forward(self, ids) * self.embedding_dim**0.5)  # fmt: skip
 
 
 @_killed_by(checks.check_prefill)
-def soft_cap_off(patch: MonkeyPatch) -> None:
+def soft_cap_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RecurrentGemmaForCausalLM, "_soft_cap", lambda self, logits: logits)
 
 
 @_killed_by(checks.check_prefill)
-def gelu_exact(patch: MonkeyPatch) -> None:
+def gelu_exact(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layers.RecurrentGemmaMlp, "forward",
                   lambda self, x: self.down_proj(F.gelu(self.gate_proj(x)) * self.up_proj(x)))  # fmt: skip
 
 
 @_killed_by(checks.check_prefill)
-def mlp_gate_and_up_swapped(patch: MonkeyPatch) -> None:
+def mlp_gate_and_up_swapped(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layers.RecurrentGemmaMlp, "forward",
                   lambda self, x: self.down_proj(self.gate_proj(x) * self.act_fn(self.up_proj(x))))  # fmt: skip
 
 
 @_killed_by(checks.check_prefill, "hawk_paper")
-def recurrent_branches_swapped(patch: MonkeyPatch) -> None:
+def recurrent_branches_swapped(patch: pytest.MonkeyPatch) -> None:
     def forward(self, x, state, context):
         self.linear_x, self.linear_y = self.linear_y, self.linear_x
         try:
@@ -332,7 +332,7 @@ def recurrent_branches_swapped(patch: MonkeyPatch) -> None:
 
 
 @_killed_by(checks.check_prefill)
-def linear_out_without_bias(patch: MonkeyPatch) -> None:
+def linear_out_without_bias(patch: pytest.MonkeyPatch) -> None:
     def forward(self, *args):
         output, *rest = original(self, *args)
         return output - self.linear_out.bias, *rest
@@ -342,7 +342,7 @@ def linear_out_without_bias(patch: MonkeyPatch) -> None:
 
 
 @_killed_by(checks.check_prefill)
-def mlp_beside_the_temporal_block(patch: MonkeyPatch) -> None:
+def mlp_beside_the_temporal_block(patch: pytest.MonkeyPatch) -> None:
     # x + temporal(norm(x)) + mlp(norm(x)) instead of one after the other.
     def forward(self, x, state, context, return_weights=False):
         mixed, state, weights = self.temporal_block(self.temporal_pre_norm(x), state, context)

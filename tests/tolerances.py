@@ -7,8 +7,8 @@ Three kinds of bar:
   ``backward_tolerance``);
 * relative to the source: our error against an fp64 reference as a multiple of the error of DeepMind's JAX code.
 
-Differences are measured against the largest magnitude of the expected tensor (``relative_to_max``): an elementwise ratio
-has no bound where sums cancel, and two correct implementations differ by any factor there.
+Differences are measured against the largest magnitude of the expected tensor (``relative_to_max``): an elementwise
+ratio has no bound where sums cancel, and two correct implementations differ by any factor there.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What every op's ``api.py`` shares: argument checks, the choice of a backend, and when to go through the op registry."""
+"""What every op's ``api.py`` shares: argument checks, the choice of a backend, and when to use the op registry."""
 
 import functools
 import logging

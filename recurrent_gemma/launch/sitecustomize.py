@@ -4,26 +4,33 @@ It stands on the path of every Python below ``recurrent-gemma exec``, other vers
 the standard library only, and a program that does not import Transformers pays for nothing.
 """
 
+from __future__ import annotations
+
 import importlib
 import importlib.util
 import os
 import sys
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
-from typing import Any, Optional
+from importlib.machinery import PathFinder
+
+TYPE_CHECKING = False  # `typing` would be the largest part of what this file costs
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 
 class _TransformersFinder:
     """Meta path finder that finds ``transformers`` as the others do and adds a step to its loading."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Optional[ModuleSpec]:  # noqa: UP045
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != "transformers":
             return None
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(name, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _RegisteringLoader(spec.loader)
+                    loader: Any = _RegisteringLoader(spec.loader)
+                    spec.loader = loader
                 return spec
         return None
 

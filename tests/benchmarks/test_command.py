@@ -24,6 +24,7 @@ def _run(path: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.usefixtures("in_tree_is_exact")
 @pytest.mark.parametrize("case", SPEED_CASES)
 def test_speed_cases(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     report = _run(tmp_path / "report.json", case, *SPEED_CASES[case], "--repeats", "2")

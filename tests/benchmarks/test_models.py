@@ -43,7 +43,7 @@ def test_every_size_is_a_config_of_both():
         # On meta, where weights take no memory.
         with torch.device("meta"):
             pair = build_pair(size)
-        assert pair.ours.config.layers_block_type == pair.in_tree.config.layers_block_type
+        assert pair.ours.config.block_types == pair.in_tree.config.block_types
         assert pair.ours.config.mlp_width == 3 * size.hidden_size
 
 
@@ -63,6 +63,7 @@ def test_weights_and_ids_follow_their_seeds():
     assert (ids.min(), ids.max()) == (FIRST_ORDINARY_ID, SIZE.vocab_size - 1)
 
 
+@pytest.mark.usefixtures("in_tree_is_exact")
 def test_equal_weights_agree(pair: Pair):
     found = check_agreement(pair)
     assert 0 < found.prefill <= LOGITS_TOLERANCE
@@ -70,6 +71,7 @@ def test_equal_weights_agree(pair: Pair):
     assert 0 < found.gradients <= 1e-3
 
 
+@pytest.mark.usefixtures("in_tree_is_exact")
 def test_other_weights_disagree(pair: Pair):
     others = build_pair(SIZE)
     with torch.no_grad():
@@ -78,6 +80,7 @@ def test_other_weights_disagree(pair: Pair):
         check_agreement(replace(pair, in_tree=others.in_tree))
 
 
+@pytest.mark.usefixtures("in_tree_is_exact")
 def test_a_window_that_is_one_key_off_disagrees(pair: Pair, monkeypatch: pytest.MonkeyPatch):
     def one_off(size, *, window, share_with):
         same = build_pair(size, window=window, share_with=share_with)

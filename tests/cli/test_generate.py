@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import pipeline, set_seed
+from transformers import AutoModelForCausalLM, pipeline, set_seed
 
 import recurrent_gemma
 from recurrent_gemma.cli import app, generate
@@ -24,8 +25,8 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]
     return captured.out, captured.err
 
 
-def _piped(checkpoint: Path, seed: int, dtype: str = "auto", **settings) -> str:
-    made = pipeline("text-generation", model=str(checkpoint), dtype=dtype)
+def _piped(checkpoint: Path, seed: int, dtype: str | None = None, **settings) -> str:
+    made = pipeline("text-generation", model=str(checkpoint), **({} if dtype is None else {"dtype": dtype}))
     set_seed(seed)
     (output,) = made(PROMPT, **settings)
     return output["generated_text"] + "\n"
@@ -54,6 +55,22 @@ def test_text_is_that_of_the_pipeline(
     printed, _ = _run(capsys, PROMPT, "--model", str(checkpoint), "--seed", str(seed), *options)
     assert printed == expected
     assert printed.startswith(PROMPT) and len(printed) > len(PROMPT) + 5
+
+
+def test_the_checkpoints_dtype_and_settings_are_the_default(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).to(torch.bfloat16)
+    model.generation_config.update(do_sample=True, temperature=1.7, top_k=5, max_new_tokens=25)
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    model.save_pretrained(tmp_path)
+    expected = _piped(tmp_path, seed=0)
+    capsys.readouterr()
+    assert _run(capsys, PROMPT, "--model", str(tmp_path), "--seed", "0")[0] == expected
+    assert expected == _piped(
+        tmp_path, 0, dtype="bfloat16", do_sample=True, temperature=1.7, top_k=5, max_new_tokens=25
+    )
+    assert expected != _piped(checkpoint, seed=0)
 
 
 def test_options_and_seeds_change_the_text(checkpoint: Path, capsys: pytest.CaptureFixture[str]):

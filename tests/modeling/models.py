@@ -56,6 +56,9 @@ def make_nondegenerate(model: nn.Module) -> None:
         elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
             # Logits reach into the soft cap. A tied head is the embeddings, which are listed once.
             parameter.mul_(4.0)
+        elif name.endswith(("conv_1d.weight", "gate_weight")):
+            # The convolution, which is drawn small, reaches the gates and opens and closes them.
+            parameter.mul_(4.0)
         elif name.endswith(("o_proj.weight", "linear_out.weight", "down_proj.weight")):
             # Every block tells in the residual stream, beside the embeddings.
             parameter.mul_(6.0)

@@ -105,7 +105,11 @@ def test_padded_rows_equal_their_solo_runs(name, side):
     ids, mask = draw_ids(len(lengths), columns), torch.zeros(len(lengths), columns, dtype=torch.long)
     for index, row in enumerate(rows):
         n = row.shape[1]
-        places = {"left": range(columns - n, columns), "right": range(n), "middle": torch.randperm(columns)[:n].sort()[0]}
+        places = {
+            "left": range(columns - n, columns),
+            "right": range(n),
+            "middle": torch.randperm(columns)[:n].sort()[0],
+        }
         chosen = torch.as_tensor(list(places[side]))
         ids[index, chosen], mask[index, chosen] = row[0], 1
     batch = logits_of(model, ids, attention_mask=mask)

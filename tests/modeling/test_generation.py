@@ -18,7 +18,10 @@ MODES = {
 
 
 def left_padded(lengths, columns):
-    ids, mask = torch.zeros(len(lengths), columns, dtype=torch.long), torch.zeros(len(lengths), columns, dtype=torch.long)
+    ids, mask = (
+        torch.zeros(len(lengths), columns, dtype=torch.long),
+        torch.zeros(len(lengths), columns, dtype=torch.long),
+    )
     for index, n in enumerate(lengths):
         ids[index, columns - n :], mask[index, columns - n :] = torch.randint(3, 97, (n,)), 1
     return ids, mask
@@ -80,7 +83,7 @@ def test_only_the_new_ids_after_a_cache_are_refused_without_a_mask_that_covers_t
     ids, _ = left_padded((12,), 12)
     options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 6}
     cache = model.generate(ids, return_dict_in_generate=True, **options).past_key_values
-    with pytest.raises(ValueError, match="past_key_values.*17"):
+    with pytest.raises(ValueError, match=r"past_key_values.*17"):
         model.generate(ids[:, :3], past_key_values=cache, **options)
     assert cache.get_seq_length() == 17
 

@@ -54,7 +54,7 @@ def assert_moments(name: str, weight: Tensor) -> None:
         return
     else:
         mean, kurtosis = 0.0, 3.0
-    # The error of a sample variance is var * sqrt((kurtosis - 1) / n); a normal sample's kurtosis is off by sqrt(24 / n).
+    # Standard errors: of a variance, var * sqrt((kurtosis - 1) / n); of a normal sample's kurtosis, sqrt(24 / n).
     deviation = weight - weight.mean()
     measured = deviation.square().mean().item()
     assert abs(weight.mean().item() - mean) <= 5 * math.sqrt(variance / count), f"{name}: mean"

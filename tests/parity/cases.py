@@ -1,7 +1,7 @@
 """The models that parity is tested on: configs, weights, tokens and positions, made from integers alone.
 
-Everything comes from the raw stream of numpy's PCG64 by IEEE additions and multiplications, so it is the same to the bit
-on every machine and with every numpy; only results are stored. This module knows neither JAX nor the package's models.
+Everything comes from the raw stream of numpy's PCG64 by IEEE additions and multiplications, so it is the same to the
+bit on every machine and with every numpy; only results are stored. This module knows neither JAX nor our models.
 """
 
 from dataclasses import dataclass

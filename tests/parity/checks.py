@@ -1,4 +1,4 @@
-"""What parity means, as functions that raise AssertionError: the tests run them on the model, the mutants on broken ones.
+"""What parity means, as functions that raise AssertionError. Tests run them on the model, mutants on broken ones.
 
 Each takes a ``Case`` and compares the model that it builds with stored results of DeepMind's JAX code, with the fp64
 reference, or with itself by another route.
@@ -116,7 +116,7 @@ def check_fp64(case: Case) -> None:
 
 
 def _assert_as_exact(actual: Tensor, theirs: Tensor, exact: Tensor, name: str) -> None:
-    """Our error against ``exact`` is at most 1.5 times theirs: its root mean square, and its largest value beyond rounding."""
+    """Our error is at most 1.5 times theirs: its root mean square, and its largest value beyond rounding."""
     error, bar = (root_mean_square_error(t, exact) for t in (actual, theirs))
     bar *= ERROR_VS_DEEPMIND
     assert error <= bar, f"{name}: rms error against fp64 {error:.3g} exceeds {bar:.3g}"
@@ -126,7 +126,7 @@ def _assert_as_exact(actual: Tensor, theirs: Tensor, exact: Tensor, name: str) -
 
 
 def _gradient_error(gradients: dict[str, Tensor], exact: dict[str, Tensor], layer: int) -> float:
-    """Root mean square over one layer's parameters of the relative rms error: one parameter's scatters, theirs doesn't."""
+    """Relative rms error over the parameters of one layer; that of a single small parameter would scatter."""
     names = [name for name in exact if name.startswith(f"model.layers.{layer}.")]
     squares = [relative_root_mean_square_error(gradients[name], exact[name]) ** 2 for name in names]
     return (sum(squares) / len(squares)) ** 0.5

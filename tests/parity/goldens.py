@@ -3,8 +3,8 @@
 One safetensors file per case of ``cases.py``, in fp32 unless said otherwise, for the positions 0, 1, 2, ... :
 
 * ``logits/prefill`` (B, L, V), one pass; ``logits/decode``, a prompt and then token by token with the cache;
-  ``logits/packed``, one pass over the documents of ``Case.packed_positions()``; ``logits/bf16`` in bf16 with weights rounded
-  to bf16, and ``logits/rounded_weights`` in fp32 with the same rounded weights;
+  ``logits/packed``, one pass over the documents of ``Case.packed_positions()``; ``logits/bf16`` in bf16 with weights
+  rounded to bf16, and ``logits/rounded_weights`` in fp32 with the same rounded weights;
 * ``hidden_states/fp32`` and ``hidden_states/bf16`` (layers + 1, B, L, D): embeddings and the output of each block;
 * ``loss``: mean cross entropy of the next token; ``gradients/NAME``: its gradient for every parameter.
 """

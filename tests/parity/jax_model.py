@@ -4,7 +4,7 @@ Import only where JAX is installed. Arrays cross the border as numpy; bf16 resul
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,8 @@ _IN_BLOCK: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("temporal_block.o_proj.weight", ("attention_block", "proj_final", "kernel"), "transposed"),
     ("temporal_block.o_proj.bias", ("attention_block", "proj_final", "bias"), "same"),
 )
+# Compiling DeepMind's unrolled scan takes most of the time of a live comparison.
+_COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _OUTSIDE = (
     ("model.embed_tokens.weight", ("embedder", "input_embedding"), "same"),
     ("model.final_norm.weight", ("final_norm", "scale"), "same"),
@@ -106,18 +108,32 @@ def checkpoint_weights(params: dict) -> dict[str, np.ndarray]:
 def initial_weights(config: RecurrentGemmaConfig, seed: int) -> dict[str, np.ndarray]:
     """Weights by checkpoint name as DeepMind's code initializes them."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    params = jax.jit(Griffin(griffin_config(config)).init)(jax.random.key(seed), tokens, jnp.arange(2)[None])["params"]
+    init = jax.jit(Griffin(griffin_config(config)).init, compiler_options=_COMPILE_QUICKLY)
+    params = init(jax.random.key(seed), tokens, jnp.arange(2)[None])["params"]
     return checkpoint_weights(jax.tree.map(_to_numpy, params))
 
 
 class JaxModel:
-    """DeepMind's Griffin with given weights, in fp32 or bf16. Arguments and results are numpy arrays."""
+    """DeepMind's Griffin with given weights. Arguments and results are numpy arrays.
 
-    def __init__(self, config: RecurrentGemmaConfig, weights: dict[str, np.ndarray], *, bf16: bool = False) -> None:
+    Args:
+        bf16: Compute in bf16 instead of fp32.
+        compile_quickly: Leave out the compiler's optimizations, for results of few steps.
+    """
+
+    def __init__(
+        self,
+        config: RecurrentGemmaConfig,
+        weights: dict[str, np.ndarray],
+        *,
+        bf16: bool = False,
+        compile_quickly: bool = False,
+    ) -> None:
         dtype = jnp.bfloat16 if bf16 else jnp.float32
         # Checkpointing recomputes the blocks in the backward; it only costs time here.
         self.model = Griffin(griffin_config(config), gradient_checkpointing=False, dtype=dtype, param_dtype=dtype)
         self.params = jax.tree.map(lambda w: jnp.asarray(w, dtype), flax_params(weights))
+        self._jit = partial(jax.jit, compiler_options=_COMPILE_QUICKLY if compile_quickly else None)
 
     def logits(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """(B, L, V) logits of one pass."""
@@ -144,8 +160,8 @@ class JaxModel:
         )
         parts = [logits]
         for t in range(prompt_length, tokens.shape[1]):
-            step = slice(t, t + 1)
-            logits, cache = self._step(self.params, jnp.asarray(tokens[:, step]), jnp.asarray(positions[:, step]), cache)
+            token, position = (jnp.asarray(array[:, t : t + 1]) for array in (tokens, positions))
+            logits, cache = self._step(self.params, token, position, cache)
             parts.append(logits)
         return _to_numpy(jnp.concatenate(parts, axis=1))
 
@@ -156,25 +172,26 @@ class JaxModel:
 
     @cached_property
     def _forward(self):
-        return jax.jit(lambda params, tokens, positions: self.model.apply({"params": params}, tokens, positions))
+        return self._jit(lambda params, tokens, positions: self.model.apply({"params": params}, tokens, positions))
 
     @cached_property
     def _step(self):
-        return jax.jit(
+        return self._jit(
             lambda params, tokens, positions, cache: self.model.apply({"params": params}, tokens, positions, cache)
         )
 
     @cached_property
     def _embed(self):
-        return jax.jit(
-            lambda params, tokens: self.model.apply({"params": params}, tokens, method=lambda m, t: m.embedder.encode(t))
-        )
+        def run(module, tokens):
+            return module.embedder.encode(tokens)
+
+        return self._jit(lambda params, tokens: self.model.apply({"params": params}, tokens, method=run))
 
     def _block(self, layer: int):
         def run(module, x, positions):
             return module.blocks[layer](x, positions, None, False)[0]
 
-        return jax.jit(lambda params, *inputs: self.model.apply({"params": params}, *inputs, method=run))
+        return self._jit(lambda params, *inputs: self.model.apply({"params": params}, *inputs, method=run))
 
     @cached_property
     def _loss_and_gradients(self):
@@ -183,7 +200,7 @@ class JaxModel:
             log_probs = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
             return -jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1).mean()
 
-        return jax.jit(jax.value_and_grad(loss))
+        return self._jit(jax.value_and_grad(loss))
 
 
 def _to_numpy(array: jax.Array) -> np.ndarray:

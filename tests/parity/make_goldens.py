@@ -3,8 +3,9 @@
     python -m tests.parity.make_goldens
 
 Needs JAX and PyPI ``recurrentgemma``; takes a few minutes on two CPU cores. Weights and tokens are not stored, since
-``cases.py`` makes them again to the bit. ``manifest.json`` holds the versions used, the SHA-256 of every file and that of
-every case's inputs. On another machine XLA may round differently: the values then agree to rounding, the hashes do not.
+``cases.py`` makes them again to the bit. ``manifest.json`` holds the versions used, the SHA-256 of every file and that
+of every case's inputs. On another machine XLA may round differently: the values then agree to rounding, the hashes do
+not.
 """
 
 import json
@@ -39,7 +40,7 @@ def make(case: Case) -> dict[str, torch.Tensor]:
         "logits/bf16": bf16.logits(tokens, positions),
         "hidden_states/bf16": bf16.hidden_states(tokens, positions),
     }
-    return {name: torch.tensor(np.array(array)) for name, array in results.items()} | {
+    return {name: torch.tensor(np.array(array, order="C")) for name, array in results.items()} | {
         name: torch.tensor(array).bfloat16() for name, array in results_bf16.items()
     }
 

@@ -1,7 +1,7 @@
-"""The model against itself by another route: split, packed and padded rows equal solo rows. Same form as ``checks.py``.
+"""The model against itself by another route: split, packed and padded rows equal solo rows. As ``checks.py`` in form.
 
-DeepMind's code has neither pads nor a cache that is extended by several tokens, so here the judge is the solo run, which
-``checks.py`` compares with DeepMind's.
+DeepMind's code has neither pads nor a cache that is extended by several tokens, so here the judge is the solo run,
+which ``checks.py`` compares with DeepMind's.
 """
 
 from collections.abc import Callable
@@ -81,9 +81,7 @@ def check_padded_equals_solo(case: Case) -> None:
     assert_close(continued, whole, ROWS_EQUAL_SOLO_LOGITS, f"{case} continued after pads")
 
 
-def _weighted_sum(
-    model: torch.nn.Module, run: Callable[[], list[Tensor]]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _weighted_sum(model: torch.nn.Module, run: Callable[[], list[Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits (tokens, V) of ``run``, and the gradients of a fixed weighted sum of them."""
     model.zero_grad()
     logits = torch.cat([part.flatten(0, 1) for part in run()])

@@ -23,10 +23,15 @@ require("recurrentgemma.jax")
 
 from tests.parity.jax_model import JaxModel, initial_weights  # noqa: E402
 
-PROMPT_LENGTH = 11
-# Compiling DeepMind's unrolled scan takes most of the time, so fewer layers than in the stored results.
+# Compiling DeepMind's unrolled scan takes most of the time: fewer layers and shorter rows (still more than three
+# windows) than in the stored results.
 FRESH_CASES = tuple(
-    replace(case, seed=case.seed + 500, overrides=(*case.overrides, ("num_hidden_layers", layers)))
+    replace(
+        case,
+        seed=case.seed + 500,
+        documents=((13, 1, 9, 5), (2, 3, 17, 6)),
+        overrides=(*case.overrides, ("num_hidden_layers", layers)),
+    )
     for case, layers in zip(CASES, (3, 3, 2, 2, 2), strict=True)
 )
 
@@ -37,18 +42,22 @@ def torch_of(array: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", FRESH_CASES, ids=str)
 def test_logits_equal_jax(case: Case):
-    theirs, model, tokens = JaxModel(case.config, case.weights()), ours.build(case), ours.tokens_of(case)
+    theirs, model, tokens = (
+        JaxModel(case.config, case.weights(), compile_quickly=True),
+        ours.build(case),
+        ours.tokens_of(case),
+    )
     for name, positions in (("prefill", case.positions()), ("packed", case.packed_positions())):
         actual = ours.run(model, tokens, position_ids=torch.from_numpy(positions))
         assert_close(actual, torch_of(theirs.logits(case.tokens(), positions)), LOGITS_VS_JAX, f"{case} {name}")
-    actual = ours.run_in_pieces(model, tokens, [PROMPT_LENGTH] + [1] * (case.length - PROMPT_LENGTH))
-    assert_close(actual, torch_of(theirs.decode(case.tokens(), PROMPT_LENGTH)), LOGITS_VS_JAX, f"{case} decode")
+    actual = ours.run_in_pieces(model, tokens, [1] * case.length)
+    assert_close(actual, torch_of(theirs.decode(case.tokens(), prompt_length=1)), LOGITS_VS_JAX, f"{case} decode")
 
 
-@pytest.mark.parametrize("case", FRESH_CASES, ids=str)
+@pytest.mark.parametrize("case", [FRESH_CASES[0], FRESH_CASES[-1]], ids=str)
 def test_gradients_of_packed_rows_equal_jax(case: Case):
     positions = case.packed_positions()
-    loss, expected = JaxModel(case.config, case.weights()).gradients(case.tokens(), positions)
+    loss, expected = JaxModel(case.config, case.weights(), compile_quickly=True).gradients(case.tokens(), positions)
     model, tokens = ours.build(case), ours.tokens_of(case)
     actual_loss, actual = ours.gradients(model, tokens, position_ids=torch.from_numpy(positions))
     assert_close_by_max(actual_loss, torch.tensor(loss), GRADIENTS_VS_JAX, f"{case} loss")
@@ -57,12 +66,14 @@ def test_gradients_of_packed_rows_equal_jax(case: Case):
         assert_close_by_max(gradient, torch_of(expected[name]), GRADIENTS_VS_JAX, f"{case} gradient of {name}")
 
 
-@pytest.mark.parametrize("case", FRESH_CASES, ids=str)
-def test_bf16_of_a_new_model_is_as_exact_as_in_jax(case: Case):
+def test_bf16_of_a_new_model_is_as_exact_as_in_jax():
+    case = FRESH_CASES[0]
     weights = {name: torch_of(w).bfloat16() for name, w in initial_weights(case.config, case.seed).items()}
     rounded = {name: w.float().numpy() for name, w in weights.items()}
-    exact = torch_of(JaxModel(case.config, rounded).logits(case.tokens(), case.positions()))
-    theirs = torch_of(JaxModel(case.config, rounded, bf16=True).logits(case.tokens(), case.positions()))
+    exact = torch_of(JaxModel(case.config, rounded, compile_quickly=True).logits(case.tokens(), case.positions()))
+    theirs = torch_of(
+        JaxModel(case.config, rounded, bf16=True, compile_quickly=True).logits(case.tokens(), case.positions())
+    )
     model = ours.build_from(case.config, weights, torch.bfloat16)
     error = max_difference(ours.run(model, ours.tokens_of(case)), exact)
     assert error <= min(max_difference(theirs, exact), LOGITS_BF16)
@@ -70,5 +81,5 @@ def test_bf16_of_a_new_model_is_as_exact_as_in_jax(case: Case):
 
 def test_stored_results_come_from_this_code():
     case = CASES[-1]
-    logits = JaxModel(case.config, case.weights()).logits(case.tokens(), case.positions())
+    logits = JaxModel(case.config, case.weights(), compile_quickly=True).logits(case.tokens(), case.positions())
     assert_close(torch_of(logits), goldens.load(case)["logits/prefill"], LOGITS_VS_JAX, f"{case} made again")

@@ -42,8 +42,8 @@ def causal_conv1d(
         impl: ``"shifted"`` (default) or ``"reference"``; forces a backend.
 
     Returns:
-        y (B, L, R) in x's dtype, 0 at pads, and the new history (B, K - 1, R) in x's dtype: the last valid inputs, zeros
-        where they belong to an earlier document than the last token's.
+        y (B, L, R) in x's dtype, 0 at pads, and the new history (B, K - 1, R) in x's dtype: the last valid inputs,
+        zeros where they belong to an earlier document than the last token's.
 
     Raises:
         TypeError: A tensor has the wrong kind of dtype.

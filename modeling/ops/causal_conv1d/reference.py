@@ -30,7 +30,7 @@ def causal_conv1d_reference(
             if starts is not None and starts[row, t]:
                 window = [x.new_zeros(width)] * (taps - 1)
             window = [*window, x[row, t]]
-            output = sum(weight[:, k].to(dtype) * window[k].to(dtype) for k in range(taps))
+            output = torch.stack([weight[:, k].to(dtype) * window[k].to(dtype) for k in range(taps)]).sum(dim=0)
             row_outputs.append(output if bias is None else output + bias.to(dtype))
             window = window[1:]
         outputs.append(torch.stack(row_outputs))

@@ -51,7 +51,8 @@ def _hidden_taps(starts: Tensor | None, taps: int) -> list[Tensor | None]:
     """For each tap 1, 2, ... K - 1 steps back: where (B, L, 1) a document start hides it; None if nowhere."""
     if starts is None:
         return [None] * (taps - 1)
-    hidden, result = starts, []
+    hidden = starts
+    result: list[Tensor | None] = []
     for back in range(1, taps):
         if back > 1:
             hidden = hidden.clone()

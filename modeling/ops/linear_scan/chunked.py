@@ -4,6 +4,8 @@ Inside each chunk the recurrence runs for all chunks at once; then the state is 
 ``a`` are only ever multiplied, never divided by, so ``a = 0`` and underflow are exact.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def scan_block_(a: Tensor, x: Tensor, carry: Tensor, *, reverse: bool = False) -
         a_chunks = a[:, begin:end].unflatten(1, (-1, size))
         h_chunks = x[:, begin:end].unflatten(1, (-1, size))
         order = range(size - 1, -1, -1) if reverse else range(size)
-        for previous, current in zip(order[:-1], order[1:], strict=True):
+        for previous, current in itertools.pairwise(order):
             h_chunks[:, :, current].addcmul_(a_chunks[:, :, current], h_chunks[:, :, previous])
             a_chunks[:, :, current].mul_(a_chunks[:, :, previous])
         count = h_chunks.shape[1]

@@ -1,5 +1,7 @@
 """Causal attention to a token and the W valid tokens before it, with a rolling window of keys as its state."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def local_attention(
     dropout: float = 0.0,
     return_weights: bool = False,
     impl: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Multi-query or grouped local attention over the valid tokens of each row, within their document.
 
     A query sees itself and the ``window`` valid tokens before it, ``window + 1`` keys. Pads do not exist: they are not
@@ -53,7 +55,7 @@ def local_attention(
         ValueError: Shapes disagree, or an option has a value outside its range.
     """
     backend = choose_backend("local_attention", impl, ("blocked", "reference"), "blocked")
-    batch, length, past = _check(query, key, value, past_key, past_value, window, past_length, starts, valid)
+    length, past = _check(query, key, value, past_key, past_value, window, past_length, starts, valid)
     if return_weights and backend != "reference":
         raise ValueError('return_weights: expected impl="reference", which makes the weights, got impl="blocked".')
     if not 0.0 <= dropout < 1.0:
@@ -68,7 +70,13 @@ def local_attention(
     past_value, new_value = _with_past(past_value, value, order)
     count = None if valid is None else valid.sum(dim=1)
     state = (_last_valid(new_key, window, length, count), _last_valid(new_value, window, length, count))
-    options = {"past": past, "window": window, "scaling": scaling, "past_length": past_length, "dropout": dropout}
+    options: dict[str, Any] = {
+        "past": past,
+        "window": window,
+        "scaling": scaling,
+        "past_length": past_length,
+        "dropout": dropout,
+    }
     if backend == "reference":
         keys = key if past_key is None else torch.cat((past_key, key), dim=2)
         values = value if past_value is None else torch.cat((past_value, value), dim=2)
@@ -123,7 +131,7 @@ def _check(
     past_length: Tensor | None,
     starts: Tensor | None,
     valid: Tensor | None,
-) -> tuple[int, int, int]:
+) -> tuple[int, int]:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         expect_floating(name, tensor)
         if tensor.ndim != 4 or 0 in tensor.shape:
@@ -150,4 +158,4 @@ def _check(
         expect_shape("past_length", past_length, (batch,), "(B,)")
     expect_markers("starts", starts, batch, length)
     expect_markers("valid", valid, batch, length)
-    return batch, length, past
+    return length, past

@@ -91,7 +91,7 @@ def _mask(
     rows = torch.arange(begin, end, device=query.device)[:, None]
     columns = torch.arange(column, end, device=query.device)[None, :]
     mask = (columns <= rows) & (rows - columns <= window)
-    if ragged_past:
+    if ragged_past and past_length is not None:
         mask = mask & (columns >= -past_length[:, None])[:, None, None, :]
     if documents is not None:
         before = documents.new_zeros(documents.shape[0], max(0, -column))

@@ -27,7 +27,7 @@ def rg_lru(
     valid: Tensor | None = None,
     return_states: bool = False,
     impl: str | None = None,
-) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Gated linear recurrence of the Griffin family (arXiv 2402.19427, equations 1 to 4).
 
     ``h_t = a_t h_{t-1} + sqrt(1 - a_t^2) sigmoid(input_gate_t) x_t`` with
@@ -115,9 +115,7 @@ def _rg_lru_backward(
     valid: Tensor | None,
     states: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return rg_lru_backward(
-        grad_states, grad_last, x, input_gate, recurrence_gate, a_param, h0, starts, valid, states
-    )
+    return rg_lru_backward(grad_states, grad_last, x, input_gate, recurrence_gate, a_param, h0, starts, valid, states)
 
 
 @_rg_lru_backward.register_fake

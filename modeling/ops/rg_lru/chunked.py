@@ -74,7 +74,9 @@ def rg_lru_backward(
         states, _ = rg_lru_forward(x, input_gate, recurrence_gate, a_param, h0, starts, valid, dtype)
     rate = decay_rate(a_param.to(dtype))
     grad_rate = torch.zeros_like(rate)
-    grads = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, input_gate, recurrence_gate)]
+    grad_x, grad_input_gate, grad_recurrence_gate = (
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, input_gate, recurrence_gate)
+    )
     first = states.new_zeros(states.shape[0], 1, states.shape[2]) if h0 is None else h0.to(dtype)[:, None]
     # The gradient of h_t arrives through a_{t+1}; at the last step it is the last state's own.
     carry = grad_last.to(dtype)
@@ -90,9 +92,9 @@ def rg_lru_backward(
 
         if valid is not None:
             grad_h.masked_fill_(~valid[:, span, None], 0.0)
-        grads[0][:, span] = torch.mul(grad_h, i).mul_(multiplier)
+        grad_x[:, span] = torch.mul(grad_h, i).mul_(multiplier)
         grad_h.mul_(x[:, span]).mul_(i)  # gradient of the multiplier
-        grads[1][:, span] = torch.mul(grad_h, multiplier).mul_(1 - i)
+        grad_input_gate[:, span] = torch.mul(grad_h, multiplier).mul_(1 - i)
         # d multiplier / d log a = -a^2 / sqrt(1 - a^2)
         grad_h.mul_(a).mul_(a).div_(multiplier.clamp_(min=0.5 / MAX_SQRT_GRADIENT))
         grad_log_a.sub_(grad_h)
@@ -101,9 +103,10 @@ def rg_lru_backward(
                 grad_log_a.masked_fill_(fixed[:, span, None], 0.0)
         grad_log_a.mul_(r)
         grad_rate.add_(grad_log_a.sum(dim=(0, 1)))
-        grads[2][:, span] = grad_log_a.mul_(rate).mul_(1 - r)
+        grad_recurrence_gate[:, span] = grad_log_a.mul_(rate).mul_(1 - r)
     grad_a_param = grad_rate * DECAY_SCALE * torch.sigmoid(a_param.to(dtype))
-    return *grads, grad_a_param.to(a_param.dtype), carry.mul_(a_after[:, 0])
+    grad_h0 = carry.mul_(a_after[:, 0])
+    return grad_x, grad_input_gate, grad_recurrence_gate, grad_a_param.to(a_param.dtype), grad_h0
 
 
 def _blocks(

@@ -3,6 +3,8 @@
 Source: arXiv 2402.19427, section 2.4, and ``RGLRU.__call__`` in ``recurrentgemma/jax/layers.py``.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,12 +15,12 @@ class _SqrtBoundedDerivative(torch.autograd.Function):
     """sqrt whose derivative is clipped at 1000 (``sqrt_bound_derivative`` in ``recurrentgemma/jax/layers.py``)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return x.sqrt()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return grad * 0.5 / x.clamp_min(1 / (4 * MAX_SQRT_GRADIENT**2)).sqrt()
 

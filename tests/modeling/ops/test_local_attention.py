@@ -65,7 +65,11 @@ def test_low_precision_stays_within_its_rounding(dtype):
 def test_a_query_sees_itself_and_window_keys_before_it():
     mask = visible_keys(3, 1, 8, 0, None, None, None, torch.device("cpu"))[0]
     assert mask.sum(dim=1).tolist() == [1, 2, 3, 4, 4, 4, 4, 4]
-    query, key, value = torch.zeros(1, 1, 8, 2), torch.zeros(1, 1, 8, 2), torch.arange(8.0).view(1, 1, 8, 1).expand(-1, -1, -1, 2)
+    query, key, value = (
+        torch.zeros(1, 1, 8, 2),
+        torch.zeros(1, 1, 8, 2),
+        torch.arange(8.0).view(1, 1, 8, 1).expand(-1, -1, -1, 2),
+    )
     for impl in ("reference", "blocked"):
         output, *_ = local_attention(query, key, value, window=3, impl=impl)
         assert output[0, 0, :, 0].tolist() == pytest.approx([0, 0.5, 1, 1.5, 2.5, 3.5, 4.5, 5.5])

@@ -1,4 +1,4 @@
-"""RG-LRU: the chunked backend against the equations, splits against wholes, documents and pads against their absence."""
+"""RG-LRU: the chunked backend against the equations, splits against wholes, documents and pads against none."""
 
 import itertools
 
@@ -149,7 +149,9 @@ def test_decay_from_0_to_1_stays_exact(a_param):
     starts, _ = markers(1, 100, True, False)
     for options in ({}, {"starts": starts}):
         y, h_last = rg_lru(*inputs[:3], param, inputs[4], **options)
-        expected, expected_last = rg_lru(*(t.double() for t in (*inputs[:3], param, inputs[4])), impl="reference", **options)
+        expected, expected_last = rg_lru(
+            *(t.double() for t in (*inputs[:3], param, inputs[4])), impl="reference", **options
+        )
         assert torch.isfinite(y).all()
         # exp's own relative error reaches eps * |log a|, and the state of 100 steps sums it.
         assert_close_by_max(y, expected, forward_tolerance(torch.float32, 100 * 100), f"a_param {a_param}")
