@@ -279,13 +279,13 @@ def main(
     source: Annotated[
         list[Path] | None, typer.Option(help="A .deb of the corpus, or the folder it was unpacked to.")
     ] = None,
-    max_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps in all, earlier runs included.")] = 4000,
+    max_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps in all, earlier runs included.")] = 2400,
     time_limit: Annotated[float | None, typer.Option(help="Minutes of training in all, earlier runs included.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows of 256 tokens a step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     warmup_steps: Annotated[int, typer.Option(min=1, help="Steps of linear warm-up.")] = 200,
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
-    bf16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = False,
+    bf16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = True,
 ) -> None:
     """Make the demo checkpoint. A run that was stopped goes on where it was."""
     work.mkdir(parents=True, exist_ok=True)

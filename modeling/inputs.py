@@ -47,8 +47,8 @@ def derive_sequence_inputs(
 
     Raises:
         TypeError, ValueError: A shape or dtype is wrong, a position follows no rule, or two sources disagree. Values
-            are looked at on CPU; on an accelerator an asynchronous assertion fails instead, and while compiling nothing is
-            checked, so that no device is waited for.
+            are looked at on CPU; on an accelerator an asynchronous assertion fails instead, and while compiling nothing
+            is checked, so that no device is waited for.
     """
     valid = _valid_tokens(attention_mask, batch, length, past_columns, device)
     start_position = (

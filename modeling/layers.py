@@ -28,20 +28,20 @@ class LayerContext(NamedTuple):
     starts: Tensor  # (B, L) bool, first tokens of documents
     valid: Tensor | None  # (B, L) bool, false at pads
     past_length: Tensor  # (B,) tokens seen of the document that goes on
-    cos: Tensor | None  # (B, 1, L, rotary_dim / 2) fp32
+    cos: Tensor | None  # (B, 1, L, rotary_dim / 2) fp32 (fp64 in an fp64 model)
     sin: Tensor | None
 
 
-def rotary_angles(positions: Tensor, config: RecurrentGemmaConfig) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (B, 1, L, rotary_dim / 2) in fp32 of RoPE's angles at ``positions`` (B, L)."""
-    exponents = torch.arange(0, config.rotary_dim, 2, device=positions.device, dtype=torch.float32) / config.rotary_dim
+def rotary_angles(positions: Tensor, config: RecurrentGemmaConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (B, 1, L, rotary_dim / 2) in ``dtype`` of RoPE's angles at ``positions`` (B, L)."""
+    exponents = torch.arange(0, config.rotary_dim, 2, device=positions.device, dtype=dtype) / config.rotary_dim
     frequencies = 1.0 / config.rope_parameters["rope_theta"] ** exponents
-    angles = positions[:, None, :, None].to(torch.float32) * frequencies
+    angles = positions[:, None, :, None].to(dtype) * frequencies
     return angles.cos(), angles.sin()
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first ``2 * cos.shape[-1]`` dimensions of x (B, H, L, D), in fp32; the others pass."""
+    """Rotate the first ``2 * cos.shape[-1]`` dimensions of x (B, H, L, D), in cos's dtype; the others pass."""
     half = cos.shape[-1]
     first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

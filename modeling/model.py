@@ -173,7 +173,7 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
             cu_seq_lens_q=cu_seq_lens_q,
             seq_idx=seq_idx,
         )
-        context = self._context(sequence)
+        context = self._context(sequence, torch.promote_types(inputs_embeds.dtype, torch.float32))
         keep_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
         hidden_states = inputs_embeds
@@ -232,10 +232,10 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
         past_key_values.expect_matches(self.config, batch)
         return past_key_values
 
-    def _context(self, sequence: SequenceInputs) -> LayerContext:
+    def _context(self, sequence: SequenceInputs, dtype: torch.dtype) -> LayerContext:
         cos, sin = None, None
         if "sliding_attention" in self.config.layers_block_type:
-            cos, sin = rotary_angles(sequence.positions, self.config)
+            cos, sin = rotary_angles(sequence.positions, self.config, dtype)
         return LayerContext(sequence.starts, sequence.valid, sequence.past_length, cos, sin)
 
 

@@ -153,7 +153,7 @@ def rope_turns_the_other_way(patch: pytest.MonkeyPatch) -> None:
 
 @_killed_by(checks.check_decode)
 def rope_restarts_with_every_call(patch: pytest.MonkeyPatch) -> None:
-    _wrap(patch, model, "rotary_angles", lambda op, positions, config: op(positions - positions[:, :1], config))
+    _wrap(patch, model, "rotary_angles", lambda op, positions, *rest: op(positions - positions[:, :1], *rest))
 
 
 # --- Convolution ------------------------------------------------------------------------------------------------------

@@ -48,6 +48,13 @@ ERROR_VS_DEEPMIND = 1.5
 # weights: no larger than JAX's own bf16 error, and never above this.
 LOGITS_BF16 = 0.15
 
+# --- fp64 -------------------------------------------------------------------------------------------------------------
+
+# The model in fp64 against the fp64 reference: a thousand roundings of eps = 2.2e-16. With attention, the angles of
+# RoPE are fp32 in every dtype: off by eps(fp32) / 2 of a position of up to 150, by frequencies that fall from 1.
+FP64_MODEL = 1e-12
+FP64_MODEL_WITH_FP32_ANGLES = 1e-6
+
 # --- Derived from the dtype -------------------------------------------------------------------------------------------
 
 

@@ -61,4 +61,4 @@ def make_nondegenerate(model: nn.Module) -> None:
             parameter.mul_(4.0)
         elif name.endswith(("o_proj.weight", "linear_out.weight", "down_proj.weight")):
             # Every block tells in the residual stream, beside the embeddings.
-            parameter.mul_(6.0)
+            parameter.mul_(2.0)

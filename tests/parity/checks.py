@@ -12,6 +12,8 @@ from tests.parity import goldens, ours, reference
 from tests.parity.cases import PROMPT_LENGTH, Case, to_torch
 from tests.tolerances import (
     ERROR_VS_DEEPMIND,
+    FP64_MODEL,
+    FP64_MODEL_WITH_FP32_ANGLES,
     GRADIENTS_VS_JAX,
     HIDDEN_STATES_VS_JAX,
     LOGITS_VS_JAX,
@@ -112,7 +114,7 @@ def check_fp64(case: Case) -> None:
     weights = to_torch(case.weights(), torch.float64)
     exact = reference.logits(weights, case.config, ours.tokens_of(case), positions)
     has_rope = "sliding_attention" in case.config.layers_block_type
-    assert_close_by_max(actual, exact, 1e-6 if has_rope else 1e-12, f"{case} fp64")
+    assert_close_by_max(actual, exact, FP64_MODEL_WITH_FP32_ANGLES if has_rope else FP64_MODEL, f"{case} fp64")
 
 
 def _assert_as_exact(actual: Tensor, theirs: Tensor, exact: Tensor, name: str) -> None:

@@ -7,12 +7,9 @@ from recurrent_gemma import RecurrentGemmaCache, RecurrentGemmaConfig, Recurrent
 from tests.parity.cases import Case, to_torch
 
 
-def build(case: Case, dtype: torch.dtype = torch.float32, **config_overrides: object) -> RecurrentGemmaForCausalLM:
+def build(case: Case, dtype: torch.dtype = torch.float32) -> RecurrentGemmaForCausalLM:
     """The case's model with the case's weights, in eval mode."""
-    config = case.config
-    for name, value in config_overrides.items():
-        setattr(config, name, value)
-    return build_from(config, to_torch(case.weights()), dtype)
+    return build_from(case.config, to_torch(case.weights()), dtype)
 
 
 def build_from(
@@ -79,7 +76,6 @@ def run_block(case: Case, layer: int, x: Tensor) -> Tensor:
 
 def gradients(model: RecurrentGemmaForCausalLM, tokens: Tensor, **inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean next-token cross entropy and its gradient by checkpoint name."""
-    model.zero_grad()
     loss = model(input_ids=tokens, labels=tokens, use_cache=False, **inputs).loss
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters()}

@@ -15,7 +15,8 @@ _MERGES = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a"), ("i", "n"), (
 def write_checkpoint(directory: Path, *, seed: int = 0) -> Path:
     """Save a model with random weights and a Gemma-like tokenizer that knows bytes, letters and a few merges.
 
-    The weights are scaled up: with those of an untrained model, every prompt would be continued alike.
+    Weights are large, so that texts differ; those of bytes and special tokens small, so that letters are likely. Nothing
+    ends a text before its last token.
     """
     pieces = [*_SPECIAL, *_BYTES, *_CHARACTERS, *("".join(pair) for pair in _MERGES)]
     tokenizer = RecurrentGemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=_MERGES)
@@ -28,11 +29,13 @@ def write_checkpoint(directory: Path, *, seed: int = 0) -> Path:
         num_key_value_heads=1,
         attention_window_size=8,
     )
-    torch.manual_seed(seed)
     model = RecurrentGemmaForCausalLM(config)
+    model.generation_config.eos_token_id = None
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+        model.get_input_embeddings().weight[: len(_SPECIAL) + len(_BYTES)] *= 0.1
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
