@@ -26,6 +26,7 @@ class AttentionState(NamedTuple):
 
 
 LayerState = RecurrentState | AttentionState
+StateSignature = tuple[tuple[str, object], ...]
 
 
 class _RollingLayer:
@@ -183,10 +184,9 @@ class RecurrentGemmaCache(Cache):
         """Rows, or -1 before the first forward pass."""
         return -1 if self.next_position is None else self.next_position.shape[0]
 
-    def expect_matches(self, config: RecurrentGemmaConfig, batch: int) -> None:
-        """Raise ValueError unless a model of ``config`` can extend this cache with ``batch`` rows."""
-        expected = state_signature(config)
-        for (name, ours), (_, models) in zip(self.signature, expected, strict=True):
+    def expect_matches(self, signature: StateSignature, batch: int) -> None:
+        """Raise ValueError unless a model of ``signature`` can extend this cache with ``batch`` rows."""
+        for (name, ours), (_, models) in zip(self.signature, signature, strict=True):
             if ours != models:
                 raise ValueError(
                     f"past_key_values: expected a cache of this model ({name} = {models}), got one of another model "
@@ -266,7 +266,7 @@ class RecurrentGemmaCache(Cache):
                 layer.columns = self.columns
 
 
-def state_signature(config: RecurrentGemmaConfig) -> tuple[tuple[str, object], ...]:
+def state_signature(config: RecurrentGemmaConfig) -> StateSignature:
     """The config fields that determine the shapes and the meaning of a state."""
     names = "layers_block_type lru_width conv1d_width num_key_value_heads head_dim attention_window_size".split()
     values = (getattr(config, name) for name in names)

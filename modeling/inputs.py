@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from recurrent_gemma.modeling.ops.dispatch import holds_on_cpu
 from recurrent_gemma.modeling.ops.ragged import gather_columns, valid_first
 
 
@@ -15,7 +16,7 @@ class SequenceInputs(NamedTuple):
     """What every layer of one forward pass shares."""
 
     positions: Tensor  # (B, L) int64, place of each token in its document
-    starts: Tensor  # (B, L) bool, valid first tokens of documents
+    starts: Tensor | None  # (B, L) bool, valid first tokens of documents, None where it is known that there is none
     valid: Tensor | None  # (B, L) bool, None where there is no pad
     next_position: Tensor  # (B,) int64, position of each row's next valid token after this pass
     past_length: Tensor  # (B,) int64, tokens before this pass that belong to the document which goes on here
@@ -79,7 +80,7 @@ def derive_sequence_inputs(
     starts = positions == 0 if valid is None else (positions == 0) & valid
     return SequenceInputs(
         positions=positions,
-        starts=starts,
+        starts=None if holds_on_cpu(~starts) else starts,
         valid=valid,
         next_position=_next_position(positions, valid, start_position),
         past_length=start_position,
@@ -110,7 +111,7 @@ def _valid_tokens(
     if tuple(mask.shape) != expected:
         raise ValueError(
             f"attention_mask: expected shape (B, past + new columns) = {expected}, got {tuple(mask.shape)}; it covers "
-            f"the {past_columns} columns in the cache as well as the {length} new ones, and 4-D masks are not supported."
+            f"the {past_columns} columns in the cache and the {length} new ones, and 4-D masks are not supported."
         )
     new = mask[:, past_columns:].to(device)
     _expect_all(
@@ -120,9 +121,7 @@ def _valid_tokens(
         "additive masks are not supported",
     )
     valid = new != 0
-    if _is_free_to_look_at(valid) and bool(valid.all()):
-        return None
-    return valid
+    return None if holds_on_cpu(valid) else valid
 
 
 def _document_boundaries(
@@ -235,10 +234,6 @@ def _next_position(positions: Tensor, valid: Tensor | None, start_position: Tens
     last = (valid * columns).amax(dim=1)  # 1-based; 0 for a row of pads
     after_last = positions.gather(1, (last - 1).clamp_min(0)[:, None])[:, 0] + 1
     return torch.where(last > 0, after_last, start_position)
-
-
-def _is_free_to_look_at(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _expect_all(condition: Tensor, expected: str, actual: Tensor, remedy: str) -> None:

@@ -25,7 +25,7 @@ ATTENTION_BACKENDS = {"sdpa": "blocked", "eager": "reference"}
 class LayerContext(NamedTuple):
     """What one forward pass tells every layer."""
 
-    starts: Tensor  # (B, L) bool, first tokens of documents
+    starts: Tensor | None  # (B, L) bool, first tokens of documents
     valid: Tensor | None  # (B, L) bool, false at pads
     past_length: Tensor  # (B,) tokens seen of the document that goes on
     cos: Tensor | None  # (B, 1, L, rotary_dim / 2) fp32 (fp64 in an fp64 model)

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
-from recurrent_gemma.modeling.cache import RecurrentGemmaCache
+from recurrent_gemma.modeling.cache import RecurrentGemmaCache, state_signature
 from recurrent_gemma.modeling.inputs import SequenceInputs, check_token_ids, derive_sequence_inputs
 from recurrent_gemma.modeling.layers import (
     LayerContext,
@@ -104,6 +104,8 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
     def __init__(self, config: RecurrentGemmaConfig) -> None:
         super().__init__(config)
         attention_backend(config)
+        self._state_signature = state_signature(config)
+        self._has_attention = "sliding_attention" in config.layers_block_type
         self.embed_tokens = RecurrentGemmaScaledEmbedding(
             config.vocab_size, config.hidden_size, config.embeddings_scale_by_sqrt_dim
         )
@@ -229,12 +231,12 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
                 f"past_key_values: expected a RecurrentGemmaCache, got {type(past_key_values).__name__}, which cannot "
                 "hold this family's state; make one with RecurrentGemmaCache(model.config)."
             )
-        past_key_values.expect_matches(self.config, batch)
+        past_key_values.expect_matches(self._state_signature, batch)
         return past_key_values
 
     def _context(self, sequence: SequenceInputs, dtype: torch.dtype) -> LayerContext:
         cos, sin = None, None
-        if "sliding_attention" in self.config.layers_block_type:
+        if self._has_attention:
             cos, sin = rotary_angles(sequence.positions, self.config, dtype)
         return LayerContext(sequence.starts, sequence.valid, sequence.past_length, cos, sin)
 

@@ -56,6 +56,11 @@ def _log_default(op: str, backend: str) -> None:
     logger.info("%s runs on backend %r", op, backend)
 
 
+def holds_on_cpu(condition: Tensor) -> bool:
+    """Whether ``condition`` holds everywhere; False where looking would wait for a device or break a graph."""
+    return condition.device.type == "cpu" and not torch.compiler.is_compiling() and bool(condition.all())
+
+
 def needs_registered_op(*tensors: Tensor | None) -> bool:
     """Whether autograd, a transform or a tracer must see one registered op. Plain inference skips its overhead."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():

@@ -11,6 +11,7 @@ from recurrent_gemma.modeling.ops.dispatch import (
     expect_markers,
     expect_sequence,
     expect_shape,
+    holds_on_cpu,
     needs_registered_op,
     refuse_forward_mode,
 )
@@ -72,6 +73,8 @@ def causal_conv1d(
         y, history = causal_conv1d_reference(x, weight, bias, history, starts, valid)
         return y.to(x.dtype), history
     refuse_forward_mode("causal_conv1d", x, weight, bias, history)
+    if starts is not None and history is None and holds_on_cpu(~starts[:, 1:]):
+        starts = None  # nothing stands before the first token
     if history is None:
         history = x.new_zeros(batch, taps - 1, width)
     if valid is None:
@@ -94,12 +97,14 @@ def _last_inputs(extended: Tensor, taps: int, starts: Tensor | None, valid: Tens
     length = columns - taps + 1
     if valid is None:
         history = extended[:, length:].clone()
-        begin = extended.new_full((batch, 1), length, dtype=torch.long)
+        if starts is None:
+            return history
+        begin = torch.full((batch, 1), length, device=extended.device)
     else:
         begin = valid.sum(dim=1, keepdim=True)
         history = gather_columns(extended, begin + torch.arange(taps - 1, device=extended.device))
-    if starts is None:
-        return history
+        if starts is None:
+            return history
     # Indices of tokens; those of the history before them are negative.
     column = begin + torch.arange(1 - taps, 0, device=extended.device)
     tokens = torch.arange(length, device=extended.device).expand_as(starts)

@@ -5,7 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recurrent_gemma.modeling.ops.dispatch import choose_backend, expect_floating, expect_markers, expect_shape
+from recurrent_gemma.modeling.ops.dispatch import (
+    choose_backend,
+    expect_floating,
+    expect_markers,
+    expect_shape,
+    holds_on_cpu,
+)
 from recurrent_gemma.modeling.ops.local_attention.blocked import local_attention_blocked
 from recurrent_gemma.modeling.ops.local_attention.reference import local_attention_reference
 from recurrent_gemma.modeling.ops.ragged import gather_columns, inverse_order, valid_first
@@ -86,8 +92,8 @@ def local_attention(
         query = gather_columns(query, order, dim=2)
         starts = None if starts is None else starts.gather(1, order)
     # A start at the first token with nothing before it hides nothing.
-    documents = None if starts is None or _holds_on_cpu(~starts[:, 0 if past else 1 :]) else starts.cumsum(dim=1)
-    if past_length is not None and _holds_on_cpu(past_length >= past):
+    documents = None if starts is None or holds_on_cpu(~starts[:, 0 if past else 1 :]) else starts.cumsum(dim=1)
+    if past_length is not None and holds_on_cpu(past_length >= past):
         options["past_length"] = None
     output = local_attention_blocked(query, new_key, new_value, documents=documents, **options)
     if order is not None and valid is not None:
@@ -110,15 +116,11 @@ def _last_valid(columns: Tensor, window: int, length: int, count: Tensor | None)
     total = columns.shape[2]
     size = min(window, total)
     if count is None:
-        return columns[:, :, total - size :]
+        # A view would keep all columns alive.
+        return columns if size == total else columns[:, :, total - size :].clone()
     index = count[:, None] - length + torch.arange(total - size, total, device=columns.device)
     # A negative index is a place that no token fills yet; its content is never read.
     return gather_columns(columns, index.clamp_min(0), dim=2)
-
-
-def _holds_on_cpu(condition: Tensor) -> bool:
-    """Whether ``condition`` holds everywhere; False where looking would wait for a device or break a graph."""
-    return condition.device.type == "cpu" and not torch.compiler.is_compiling() and bool(condition.all())
 
 
 def _check(

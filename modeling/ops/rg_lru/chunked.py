@@ -36,6 +36,8 @@ def rg_lru_forward(
 ) -> tuple[Tensor, Tensor]:
     """States (B, L, R) in ``out_dtype`` and the last state (B, R) in the compute dtype."""
     dtype = torch.promote_types(x.dtype, torch.float32)
+    if x.shape[1] == 1:
+        return _one_step(x, input_gate, recurrence_gate, a_param, h0, starts, valid, dtype, out_dtype)
     states = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     carry = x.new_zeros(x.shape[0], x.shape[2], dtype=dtype) if h0 is None else h0.to(dtype)
     for block in _blocks(input_gate, recurrence_gate, a_param, starts, valid, dtype):
@@ -107,6 +109,31 @@ def rg_lru_backward(
     grad_a_param = grad_rate * DECAY_SCALE * torch.sigmoid(a_param.to(dtype))
     grad_h0 = carry.mul_(a_after[:, 0])
     return grad_x, grad_input_gate, grad_recurrence_gate, grad_a_param.to(a_param.dtype), grad_h0
+
+
+def _one_step(
+    x: Tensor,
+    input_gate: Tensor,
+    recurrence_gate: Tensor,
+    a_param: Tensor,
+    h0: Tensor | None,
+    starts: Tensor | None,
+    valid: Tensor | None,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The same for a single step, where the machinery of blocks would cost more than the arithmetic."""
+    x, input_gate, recurrence_gate = (t.squeeze(1).to(dtype) for t in (x, input_gate, recurrence_gate))
+    log_a = torch.sigmoid(recurrence_gate).mul_(decay_rate(a_param.to(dtype)))
+    multiplier = torch.mul(log_a, 2.0).expm1_().neg_().sqrt_()
+    h = torch.zeros_like(x) if h0 is None else log_a.exp_() * h0
+    if starts is not None:
+        multiplier.masked_fill_(starts, 1.0)
+        h.masked_fill_(starts, 0.0)
+    h.addcmul_(torch.sigmoid(input_gate).mul_(x), multiplier)
+    if valid is not None:
+        h = torch.where(valid, h, 0.0 if h0 is None else h0.to(dtype))
+    return h[:, None].to(out_dtype, copy=True), h
 
 
 def _blocks(
