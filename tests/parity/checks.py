@@ -13,7 +13,6 @@ from tests.parity.cases import PROMPT_LENGTH, Case, to_torch
 from tests.tolerances import (
     ERROR_VS_DEEPMIND,
     FP64_MODEL,
-    FP64_MODEL_WITH_FP32_ANGLES,
     GRADIENTS_VS_JAX,
     HIDDEN_STATES_VS_JAX,
     LOGITS_VS_JAX,
@@ -107,14 +106,13 @@ def check_blocks_against_fp64(case: Case, dtype: torch.dtype) -> None:
 
 
 def check_fp64(case: Case) -> None:
-    """The model in fp64 equals the fp64 reference to the rounding of RoPE's angles, which are fp32 in every dtype."""
+    """The model in fp64 equals the fp64 reference: nothing in it falls back to fp32."""
     positions = torch.from_numpy(case.packed_positions())
     actual = ours.run(ours.build(case, torch.float64), ours.tokens_of(case), position_ids=positions)
     assert actual.dtype == torch.float64
     weights = to_torch(case.weights(), torch.float64)
     exact = reference.logits(weights, case.config, ours.tokens_of(case), positions)
-    has_rope = "sliding_attention" in case.config.layers_block_type
-    assert_close_by_max(actual, exact, FP64_MODEL_WITH_FP32_ANGLES if has_rope else FP64_MODEL, f"{case} fp64")
+    assert_close_by_max(actual, exact, FP64_MODEL, f"{case} fp64")
 
 
 def _assert_as_exact(actual: Tensor, theirs: Tensor, exact: Tensor, name: str) -> None:

@@ -15,8 +15,8 @@ _MERGES = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a"), ("i", "n"), (
 def write_checkpoint(directory: Path, *, seed: int = 0) -> Path:
     """Save a model with random weights and a Gemma-like tokenizer that knows bytes, letters and a few merges.
 
-    Weights are large, so that texts differ; those of bytes and special tokens small, so that letters are likely. Nothing
-    ends a text before its last token.
+    Weights are large, so that texts differ; those of bytes and special tokens small, so that letters are likely.
+    Nothing ends a text before its last token.
     """
     pieces = [*_SPECIAL, *_BYTES, *_CHARACTERS, *("".join(pair) for pair in _MERGES)]
     tokenizer = RecurrentGemmaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=_MERGES)
