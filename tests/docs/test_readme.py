@@ -95,6 +95,13 @@ def test_picture_and_what_is_said_of_it(tmp_path: Path):
     assert f"{state_bytes(config).total / 1e6:.1f} MB" in text
 
 
+def test_numerics_names_tests_that_exist():
+    page = (ROOT / "docs" / "numerics.md").read_text()
+    named = re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/\S+\.py)\)", page)
+    assert len(named) >= 10
+    assert [name for name, path in named if f"def {name}(" not in (ROOT / path).read_text()] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_links_between_files(page: Path):
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
