@@ -12,6 +12,7 @@ from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
+from recurrent_gemma.modeling.inputs import check_labels
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
 
 
@@ -58,6 +59,17 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
         Raises:
             TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape, or with logits_to_keep.
         """
+        tokens = inputs_embeds if input_ids is None else input_ids
+        if labels is not None and isinstance(tokens, Tensor):
+            # Before the model runs, so that a cache stays as it was.
+            check_labels(labels, tuple(tokens.shape[:2]), self.config.vocab_size)
+            if isinstance(logits_to_keep, Tensor) or logits_to_keep:
+                raise ValueError(
+                    "logits_to_keep: expected 0 together with labels, whose loss needs every logit, got "
+                    f"{logits_to_keep}."
+                )
+        if isinstance(logits_to_keep, int) and logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep: expected at least 0, got {logits_to_keep}.")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -71,8 +83,6 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        if labels is not None:
-            _check_labels(labels, hidden_states, logits_to_keep)
         if isinstance(logits_to_keep, Tensor):
             hidden_states = hidden_states[:, logits_to_keep]
         elif logits_to_keep:
@@ -148,11 +158,3 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
     ) -> Tensor | None:
         """The 2-D mask itself: this family's layers take no prepared masks."""
         return attention_mask
-
-
-def _check_labels(labels: Tensor, hidden_states: Tensor, logits_to_keep: int | Tensor) -> None:
-    expected = tuple(hidden_states.shape[:2])
-    if tuple(labels.shape) != expected:
-        raise ValueError(f"labels: expected shape (B, L) = {expected}, got {tuple(labels.shape)}.")
-    if isinstance(logits_to_keep, Tensor) or logits_to_keep:
-        raise ValueError("logits_to_keep: expected 0 together with labels, whose loss needs every logit, got another.")

@@ -97,6 +97,31 @@ def check_token_ids(input_ids: Tensor, vocab_size: int) -> None:
     )
 
 
+def check_labels(labels: Tensor, shape: tuple[int, ...], vocab_size: int) -> None:
+    """Raise TypeError or ValueError unless labels are int64 ids of ``shape``, or -100 where no loss is wanted."""
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels: expected an int64 tensor, got {got}.")
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"labels: expected shape (B, L) = {shape}, got {tuple(labels.shape)}.")
+    _expect_all(
+        ((labels >= 0) & (labels < vocab_size)) | (labels == -100),
+        f"labels: expected ids from 0 to {vocab_size - 1} (vocab_size - 1), or -100",
+        labels,
+        "mark what is not to be learned with -100",
+    )
+
+
+def check_key_lengths(cu_seq_lens_k: Tensor | None, cu_seq_lens_q: Tensor | None) -> None:
+    """Raise ValueError if the keys' document lengths, which collators send along, are not the queries'."""
+    if cu_seq_lens_k is None:
+        return
+    expected = "cu_seq_lens_k: expected the same lengths as cu_seq_lens_q"
+    if cu_seq_lens_q is None or cu_seq_lens_k.shape != cu_seq_lens_q.shape:
+        raise ValueError(f"{expected}, got others; leave cu_seq_lens_k out.")
+    _expect_all(cu_seq_lens_k == cu_seq_lens_q, expected, cu_seq_lens_k, "leave cu_seq_lens_k out")
+
+
 def _valid_tokens(
     mask: Tensor | None, batch: int, length: int, past_columns: int, device: torch.device
 ) -> Tensor | None:

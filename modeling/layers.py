@@ -7,7 +7,6 @@ Parameter names are those of published checkpoints. Source: arXiv 2402.19427, se
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -17,6 +16,10 @@ from recurrent_gemma.modeling.cache import AttentionState, LayerState, Recurrent
 from recurrent_gemma.modeling.ops.causal_conv1d import causal_conv1d
 from recurrent_gemma.modeling.ops.local_attention import local_attention
 from recurrent_gemma.modeling.ops.rg_lru import rg_lru
+
+# Elements of hidden activations that the MLP makes at a time in inference on CPU. Larger buffers come from the system
+# anew at every call, page by page, which costs as much as the activation function.
+_CPU_MLP_ELEMENTS = 1 << 22
 
 # Transformers' names of attention implementations, and the backend of the local attention op each one selects.
 ATTENTION_BACKENDS = {"sdpa": "blocked", "eager": "reference"}
@@ -28,7 +31,7 @@ class LayerContext(NamedTuple):
     starts: Tensor | None  # (B, L) bool, first tokens of documents
     valid: Tensor | None  # (B, L) bool, false at pads
     past_length: Tensor  # (B,) tokens seen of the document that goes on
-    cos: Tensor | None  # (B, 1, L, rotary_dim / 2) fp32 (fp64 in an fp64 model)
+    cos: Tensor | None  # (B, 1, L, rotary_dim / 2), fp32 or fp64
     sin: Tensor | None
 
 
@@ -44,8 +47,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first ``2 * cos.shape[-1]`` dimensions of x (B, H, L, D), in cos's dtype; the others pass."""
     half = cos.shape[-1]
     first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return torch.cat((rotated.to(x.dtype), rest), dim=-1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*(t.to(x.dtype) for t in rotated), rest), dim=-1)
 
 
 class RecurrentGemmaScaledEmbedding(nn.Embedding):
@@ -78,8 +81,10 @@ class RecurrentGemmaRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        scale = 1.0 + self.weight.to(dtype)
-        return F.rms_norm(x.to(dtype), scale.shape, scale, self.eps).to(x.dtype)
+        # One pass over x where squaring and averaging takes two.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+        inverse_rms = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
+        return (x * inverse_rms * (1.0 + self.weight.to(dtype))).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
@@ -202,6 +207,12 @@ class RecurrentGemmaMlp(nn.Module):
         self.act_fn = ACT2FN[config.hidden_activation]
 
     def forward(self, x: Tensor) -> Tensor:
+        tokens = max(1, _CPU_MLP_ELEMENTS // self.gate_proj.out_features)
+        if torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[0] * x.shape[1] <= tokens:
+            return self._mlp(x)
+        return torch.cat([self._mlp(part) for part in x.flatten(0, 1).split(tokens)]).view_as(x)
+
+    def _mlp(self, x: Tensor) -> Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 

@@ -13,7 +13,12 @@ from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache, state_signature
-from recurrent_gemma.modeling.inputs import SequenceInputs, check_token_ids, derive_sequence_inputs
+from recurrent_gemma.modeling.inputs import (
+    SequenceInputs,
+    check_key_lengths,
+    check_token_ids,
+    derive_sequence_inputs,
+)
 from recurrent_gemma.modeling.layers import (
     LayerContext,
     RecurrentGemmaConv1d,
@@ -26,6 +31,7 @@ from recurrent_gemma.modeling.layers import (
     rotary_angles,
 )
 from recurrent_gemma.modeling.loading import expect_complete, expect_config, naming_broken_files
+from recurrent_gemma.modeling.ops.dispatch import expect_floating
 
 # Radius of the ring on which the recurrence's a is drawn (``RGLRU.a_real_param_init`` in recurrentgemma/jax/layers.py).
 _MIN_RADIUS, _MAX_RADIUS = 0.9, 0.999
@@ -103,8 +109,8 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
 
     def __init__(self, config: RecurrentGemmaConfig) -> None:
         super().__init__(config)
+        config.validate()  # fields may have been set since its construction
         attention_backend(config)
-        self._state_signature = state_signature(config)
         self._has_attention = "sliding_attention" in config.layers_block_type
         self.embed_tokens = RecurrentGemmaScaledEmbedding(
             config.vocab_size, config.hidden_size, config.embeddings_scale_by_sqrt_dim
@@ -206,6 +212,7 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
             given = "neither" if input_ids is None else "both"
             raise ValueError(f"input_ids, inputs_embeds: expected exactly one of them, got {given}.")
         if inputs_embeds is not None:
+            expect_floating("inputs_embeds", inputs_embeds)
             width = self.config.hidden_size
             if inputs_embeds.ndim != 3 or 0 in inputs_embeds.shape or inputs_embeds.shape[-1] != width:
                 raise ValueError(
@@ -214,8 +221,9 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
                 )
             return inputs_embeds
         assert input_ids is not None
-        if input_ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"input_ids: expected int64 or int32 ids, got {input_ids.dtype}.")
+        if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int64, torch.int32):
+            got = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
+            raise TypeError(f"input_ids: expected an int64 or int32 tensor, got {got}.")
         if input_ids.ndim != 2 or 0 in input_ids.shape:
             raise ValueError(f"input_ids: expected a non-empty (B, L) tensor, got shape {tuple(input_ids.shape)}.")
         check_token_ids(input_ids, self.config.vocab_size)
@@ -231,7 +239,7 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
                 f"past_key_values: expected a RecurrentGemmaCache, got {type(past_key_values).__name__}, which cannot "
                 "hold this family's state; make one with RecurrentGemmaCache(model.config)."
             )
-        past_key_values.expect_matches(self._state_signature, batch)
+        past_key_values.expect_matches(state_signature(self.config), batch)
         return past_key_values
 
     def _context(self, sequence: SequenceInputs, dtype: torch.dtype) -> LayerContext:
@@ -243,9 +251,7 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
 
 def _refuse_unknown(kwargs: dict[str, Any], cu_seq_lens_q: Tensor | None) -> None:
     """Collators for variable-length attention also send what follows from ``cu_seq_lens_q``; all else is unknown."""
-    key_lengths = kwargs.pop("cu_seq_lens_k", None)
-    if key_lengths is not None and (cu_seq_lens_q is None or key_lengths.shape != cu_seq_lens_q.shape):
-        raise ValueError("cu_seq_lens_k: expected the same lengths as cu_seq_lens_q, got others.")
+    check_key_lengths(kwargs.pop("cu_seq_lens_k", None), cu_seq_lens_q)
     kwargs.pop("max_length_q", None)
     kwargs.pop("max_length_k", None)
     unknown = sorted(name for name, value in kwargs.items() if value is not None)

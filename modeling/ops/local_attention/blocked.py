@@ -35,6 +35,7 @@ def local_attention_blocked(
     rows = _block_rows(window)
     keys, values = (_split(t, past, rows) for t in (key, value))
     reach = math.ceil(window / rows)
+    bands: dict[tuple[int, int], Tensor] = {}  # most blocks see the same band
     outputs, begin = [], 0
     while begin < length:
         end = min(length, begin + rows)
@@ -46,7 +47,7 @@ def local_attention_blocked(
         column = max(0, first) * rows
         if first < 0 and past:
             chunks, column = slice(0, chunks.stop), -past
-        mask = _mask(begin, end, column, window, past_length, documents, query)
+        mask = _mask(begin, end, column, window, past_length, documents, query, bands)
         outputs.append(
             _attend(
                 query[:, :, begin:end],
@@ -64,7 +65,7 @@ def local_attention_blocked(
 
 def _block_rows(window: int) -> int:
     """Queries per block: large enough for the matrix products, small against the window they drag along."""
-    return max(64, min(512, window // 4))
+    return max(64, min(512, window // 8))
 
 
 def _split(tensor: Tensor, past: int, rows: int) -> list[Tensor]:
@@ -80,6 +81,7 @@ def _mask(
     past_length: Tensor | None,
     documents: Tensor | None,
     query: Tensor,
+    bands: dict[tuple[int, int], Tensor],
 ) -> Tensor | None:
     """Which keys [column, end) the queries [begin, end) see, (rows, keys) or (B, 1, rows, keys); None: causal or all.
 
@@ -88,11 +90,15 @@ def _mask(
     ragged_past = past_length is not None and column < 0
     if documents is None and not ragged_past and end - 1 - column <= window and begin in (column, end - 1):
         return None
-    rows = torch.arange(begin, end, device=query.device)[:, None]
-    columns = torch.arange(column, end, device=query.device)[None, :]
-    mask = (columns <= rows) & (rows - columns <= window)
+    shape = (end - begin, begin - column)
+    if shape not in bands:
+        rows = torch.arange(begin - column, end - column, device=query.device)[:, None]
+        columns = torch.arange(end - column, device=query.device)[None, :]
+        bands[shape] = (columns <= rows) & (rows - columns <= window)
+    mask = bands[shape]
     if ragged_past and past_length is not None:
-        mask = mask & (columns >= -past_length[:, None])[:, None, None, :]
+        live = torch.arange(column, end, device=query.device) >= -past_length[:, None]
+        mask = mask & live[:, None, None, :]
     if documents is not None:
         before = documents.new_zeros(documents.shape[0], max(0, -column))
         key_documents = torch.cat((before, documents[:, max(0, column) : end]), dim=1)
