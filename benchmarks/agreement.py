@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from benchmarks.models import Pair, build_pair, random_ids
 from recurrent_gemma.modeling import RecurrentGemmaCache
+from recurrent_gemma.modeling.compat import CACHE_NAME
 
 # fp32, a handful of layers: logits lie in [-30, 30], where one rounding is 2e-6.
 LOGITS_TOLERANCE = 1e-4
@@ -75,7 +76,7 @@ def _decode_difference(pair: Pair, ids: Tensor) -> float:
     difference = 0.0
     for columns in (prompt, *rest.split(1, dim=1)):
         ours, in_tree = (
-            model(input_ids=columns, past_key_values=cache, use_cache=True).logits
+            model(input_ids=columns, use_cache=True, **{CACHE_NAME: cache}).logits
             for model, cache in zip((pair.ours, pair.in_tree), caches, strict=True)
         )
         difference = max(difference, _max_difference(ours, in_tree))

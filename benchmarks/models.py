@@ -20,19 +20,25 @@ FIRST_ORDINARY_ID = 4
 
 @dataclass(frozen=True)
 class Size:
-    """A shape of model; the rest is as published: one key/value head, an MLP of three widths, tied embeddings."""
+    """A shape of model; the rest is as published: one key/value head, an MLP of three widths, tied embeddings.
+
+    Attributes:
+        intermediate_ratio: The config's field intermediate_size over the width, twice that of the MLP's true width.
+            6 in published models, 3 in the defaults of Transformers' config.
+    """
 
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
     attention_window_size: int
     vocab_size: int
+    intermediate_ratio: int = 6
 
     def config_fields(self, window: int) -> dict[str, Any]:
         """Fields of the config, for either implementation, with W = ``window``."""
         return {
             "hidden_size": self.hidden_size,
-            "intermediate_size": 2 * 3 * self.hidden_size,
+            "intermediate_size": self.intermediate_ratio * self.hidden_size,
             "num_hidden_layers": self.num_hidden_layers,
             "num_attention_heads": self.num_attention_heads,
             "num_key_value_heads": 1,
@@ -45,6 +51,9 @@ class Size:
 
 SIZES = {
     "512x6": Size(512, 6, num_attention_heads=8, attention_window_size=2048, vocab_size=4096),
+    "512x6-default": Size(
+        512, 6, num_attention_heads=8, attention_window_size=2048, vocab_size=4096, intermediate_ratio=3
+    ),
     "2560x3": Size(2560, 3, num_attention_heads=10, attention_window_size=2048, vocab_size=4096),
     "256x12": Size(256, 12, num_attention_heads=4, attention_window_size=2048, vocab_size=4096),
     "demo": Size(256, 6, num_attention_heads=4, attention_window_size=128, vocab_size=2500),

@@ -74,7 +74,7 @@ class RecurrentGemmaConfig(PreTrainedConfig):
     """
 
     model_type = "recurrent_gemma"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {"layer_types": "layers_block_type"}
 
     # Where None stands for a default, it is replaced on construction: annotations say what is read afterwards.

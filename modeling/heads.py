@@ -1,17 +1,18 @@
 """``RecurrentGemmaForCausalLM``: the language model."""
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
-from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
+from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache, rename_cache
 from recurrent_gemma.modeling.inputs import check_labels
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
 
@@ -42,6 +43,7 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        cache: RecurrentGemmaCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-token logits of L new columns of B rows. Arguments not listed are those of ``RecurrentGemmaModel``.
@@ -54,7 +56,7 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
 
         Returns:
             ``loss`` (fp32 scalar), ``logits`` (B, columns kept, vocab_size) in the model's dtype, soft-capped in fp32,
-            ``past_key_values``, ``hidden_states``, ``attentions``.
+            ``past_key_values`` (``cache`` from Transformers 5.24 on), ``hidden_states``, ``attentions``.
 
         Raises:
             TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape, or with logits_to_keep.
@@ -74,7 +76,7 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=one_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
@@ -96,10 +98,15 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits.to(outputs.last_hidden_state.dtype),
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
+
+    @functools.wraps(GenerationMixin.generate)
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        # The cache has both of its names here as well.
+        return super().generate(*args, **rename_cache(kwargs))
 
     def _soft_cap(self, logits: Tensor) -> Tensor:
         """cap * tanh(logits / cap), in fp32."""
@@ -117,7 +124,7 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
         max_cache_length: int,
     ) -> None:
         # Transformers would make a cache that cannot hold this family's state.
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(CACHE_NAME)
         implementation = generation_config.cache_implementation
         if given is not None:
             if not isinstance(given, RecurrentGemmaCache):
@@ -145,15 +152,13 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
                 f"cache_implementation: expected None or 'dynamic', got {implementation!r}; a RecurrentGemmaCache has "
                 "a constant size and needs no other form."
             )
-        model_kwargs["past_key_values"] = RecurrentGemmaCache(self.config)
+        model_kwargs[CACHE_NAME] = RecurrentGemmaCache(self.config)
 
     @staticmethod
     def create_masks_for_generate(
         config: RecurrentGemmaConfig,
         inputs_embeds: Tensor,
         attention_mask: Tensor | None,
-        past_key_values: Cache | None,
-        position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor | None:
         """The 2-D mask itself: this family's layers take no prepared masks."""

@@ -13,6 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache, state_signature
+from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
 from recurrent_gemma.modeling.inputs import (
     SequenceInputs,
     check_key_lengths,
@@ -45,7 +46,7 @@ class RecurrentGemmaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["RecurrentGemmaDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _is_stateful = False
 
@@ -133,6 +134,7 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
         output_attentions: bool | None = None,
         cu_seq_lens_q: Tensor | None = None,
         seq_idx: Tensor | None = None,
+        cache: RecurrentGemmaCache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the backbone over L new columns of B rows.
@@ -150,9 +152,11 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
                 ``attn_implementation="eager"`` only.
             cu_seq_lens_q: (documents + 1,) cumulative lengths of the documents packed in one row.
             seq_idx: (B, L) number of the document that each token belongs to.
+            cache: Another name of ``past_key_values``, that of Transformers 5.24 and later.
 
         Returns:
-            ``last_hidden_state`` (B, L, D), ``past_key_values``, ``hidden_states``, ``attentions``.
+            ``last_hidden_state`` (B, L, D), ``past_key_values`` (``cache`` from Transformers 5.24 on),
+            ``hidden_states``, ``attentions``.
 
         Raises:
             TypeError: A cache of another class, an unknown argument, or a wrong dtype.
@@ -169,7 +173,7 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
                 'output_attentions: expected attn_implementation="eager", which makes the weights, got '
                 f'"{self.config._attn_implementation}"; load the model with attn_implementation="eager".'
             )
-        cache = self._prepare_cache(past_key_values, use_cache, batch)
+        cache = self._prepare_cache(one_cache(past_key_values, cache), use_cache, batch)
         sequence = derive_sequence_inputs(
             batch=batch,
             length=length,
@@ -202,9 +206,9 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
             cache.advance(length, sequence.next_position)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
-            past_key_values=cache,
             hidden_states=tuple(all_hidden_states) if keep_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
+            **{CACHE_NAME: cache},
         )
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:

@@ -44,7 +44,7 @@ def test_every_size_is_a_config_of_both():
         with torch.device("meta"):
             pair = build_pair(size)
         assert pair.ours.config.block_types == pair.in_tree.config.block_types
-        assert pair.ours.config.mlp_width == 3 * size.hidden_size
+        assert 2 * pair.ours.config.mlp_width == size.intermediate_ratio * size.hidden_size
 
 
 def test_building_leaves_the_random_state_alone():

@@ -7,6 +7,7 @@ from transformers import DynamicCache, GemmaConfig, GemmaForCausalLM
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.configuration.state_size import StateSize, kv_cache_bytes, state_bytes
 from recurrent_gemma.modeling import RecurrentGemmaCache, RecurrentGemmaModel
+from recurrent_gemma.modeling.compat import CACHE_NAME
 
 WINDOW = 8
 
@@ -85,7 +86,7 @@ def test_kv_cache_equals_what_gemma_holds(dtype: torch.dtype):
     cache = DynamicCache(config=gemma.config)
     length = 3 * WINDOW
     with torch.no_grad():
-        gemma(torch.ones(1, length, dtype=torch.long), past_key_values=cache)
+        gemma(torch.ones(1, length, dtype=torch.long), **{CACHE_NAME: cache})
     held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
     assert held == kv_cache_bytes(config, length, dtype=dtype)
 

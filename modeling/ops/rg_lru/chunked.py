@@ -45,7 +45,7 @@ def rg_lru_forward(
         h = states[:, span] if out_dtype == dtype else torch.empty_like(block.a)
         torch.mul(block.input_gate, block.multiplier, out=h).mul_(x[:, span])
         if valid is not None:
-            h.masked_fill_(~valid[:, span, None], 0.0)
+            _fill_columns(h, ~valid[:, span], 0.0)
         carry = scan_block_(block.a, h, carry)
         if out_dtype != dtype:
             states[:, span] = h
@@ -93,7 +93,7 @@ def rg_lru_backward(
         grad_log_a = torch.mul(grad_h, previous).mul_(a)
 
         if valid is not None:
-            grad_h.masked_fill_(~valid[:, span, None], 0.0)
+            _fill_columns(grad_h, ~valid[:, span], 0.0)
         grad_x[:, span] = torch.mul(grad_h, i).mul_(multiplier)
         grad_h.mul_(x[:, span]).mul_(i)  # gradient of the multiplier
         grad_input_gate[:, span] = torch.mul(grad_h, multiplier).mul_(1 - i)
@@ -102,7 +102,7 @@ def rg_lru_backward(
         grad_log_a.sub_(grad_h)
         for fixed in (starts, None if valid is None else ~valid):  # a does not depend on the gate there
             if fixed is not None:
-                grad_log_a.masked_fill_(fixed[:, span, None], 0.0)
+                _fill_columns(grad_log_a, fixed[:, span], 0.0)
         grad_log_a.mul_(r)
         grad_rate.add_(grad_log_a.sum(dim=(0, 1)))
         grad_recurrence_gate[:, span] = grad_log_a.mul_(rate).mul_(1 - r)
@@ -163,8 +163,17 @@ def _blocks(
         torch.mul(a, 2.0, out=multiplier).expm1_().neg_().sqrt_()
         a.exp_()
         if starts is not None:
-            a.masked_fill_(starts[:, span, None], 0.0)
-            multiplier.masked_fill_(starts[:, span, None], 1.0)
+            _fill_columns(a, starts[:, span], 0.0)
+            _fill_columns(multiplier, starts[:, span], 1.0)
         if valid is not None:
-            a.masked_fill_(~valid[:, span, None], 1.0)
+            _fill_columns(a, ~valid[:, span], 1.0)
         yield _Block(span, i, r, a, multiplier)
+
+
+def _fill_columns(x: Tensor, where: Tensor, value: float) -> None:
+    """x (B, T, R) = value in place, at the columns that ``where`` (B, T) marks."""
+    if x.device.type == "cpu":
+        # Few columns are marked, as a rule: masked_fill_ would pass over all of x.
+        x.index_put_(where.nonzero(as_tuple=True), x.new_tensor(value))
+    else:
+        x.masked_fill_(where[..., None], value)
