@@ -32,9 +32,9 @@ GRADIENTS_VS_JAX = 1e-4
 HIDDEN_STATES_VS_JAX = 5e-5
 
 # The same computation by two routes of this package in fp32 (split = whole, packed = separate, padded = solo). Only the
-# order of sums and the chunk borders of the scan differ, so the bar is five times tighter than the one against JAX. It is
-# for logits of up to 5; larger ones carry proportionally larger roundings (``logits_tolerance``): on the golden weights,
-# with logits of 9 to 14, either route is 0.5e-5 to 1.2e-5 from fp64, depending on the processor's matrix kernels.
+# order of sums and the chunk borders of the scan differ, so the bar is five times tighter than the one against JAX. It
+# is for logits of up to 5; larger ones carry proportionally larger roundings (``logits_tolerance``): on the golden
+# weights, with logits of 9 to 14, either route is 0.5e-5 to 1.2e-5 from fp64, as the matrix kernels have it.
 ROWS_EQUAL_SOLO_LOGITS = 2e-5
 SPLIT_EQUALS_WHOLE_LOGITS = 2e-5
 ROWS_EQUAL_SOLO_GRADIENTS = 1e-4

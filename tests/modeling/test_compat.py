@@ -5,12 +5,16 @@ import torch
 
 from recurrent_gemma import RecurrentGemmaCache
 from recurrent_gemma.modeling.compat import CACHE_NAME
-from tests.modeling.models import draw_ids, tiny_model
+from tests.modeling.models import tiny_model
 
 
 @pytest.fixture(scope="module")
 def model():
     return tiny_model()
+
+
+def draw_ids(*shape):
+    return torch.randint(3, 97, shape)
 
 
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])
