@@ -1,23 +1,24 @@
 """``RecurrentGemmaForCausalLM``: the language model."""
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
-from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache, rename_cache
+from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
+from recurrent_gemma.modeling.generation import RecurrentGemmaGeneration
 from recurrent_gemma.modeling.inputs import check_labels
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
 
 
-class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
+class RecurrentGemmaForCausalLM(  # type: ignore[misc]
+    RecurrentGemmaPreTrainedModel, RecurrentGemmaGeneration, GenerationMixin
+):
     """Backbone, output projection (tied to the embeddings in published models) and tanh soft cap."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -72,11 +73,15 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
                 )
         if isinstance(logits_to_keep, int) and logits_to_keep < 0:
             raise ValueError(f"logits_to_keep: expected at least 0, got {logits_to_keep}.")
+        cache = one_cache(past_key_values, cache)
+        if isinstance(cache, RecurrentGemmaCache) and isinstance(logits_to_keep, int):
+            # Assisted generation asks for the logits of the drafts, and takes back those it does not accept.
+            cache.record_limit = max(cache.record_limit, logits_to_keep)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=one_cache(past_key_values, cache),
+            past_key_values=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
@@ -103,63 +108,9 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
             **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
-    @functools.wraps(GenerationMixin.generate)
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        # The cache has both of its names here as well.
-        return super().generate(*args, **rename_cache(kwargs))
-
     def _soft_cap(self, logits: Tensor) -> Tensor:
         """cap * tanh(logits / cap), in fp32."""
         cap = self.config.final_logit_softcapping
         if cap is None:
             return logits
         return torch.tanh(logits.to(torch.promote_types(logits.dtype, torch.float32)) / cap) * cap
-
-    def _prepare_cache_for_generation(  # type: ignore[override]
-        self,
-        generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        generation_mode: Any,
-        batch_size: int,
-        max_cache_length: int,
-    ) -> None:
-        # Transformers would make a cache that cannot hold this family's state.
-        given = model_kwargs.get(CACHE_NAME)
-        implementation = generation_config.cache_implementation
-        if given is not None:
-            if not isinstance(given, RecurrentGemmaCache):
-                raise TypeError(
-                    f"past_key_values: expected a RecurrentGemmaCache, got {type(given).__name__}; make one with "
-                    "RecurrentGemmaCache(model.config)."
-                )
-            if implementation is not None:
-                raise ValueError(
-                    "cache_implementation: expected None together with past_key_values, which is the cache, got "
-                    f"{implementation!r}."
-                )
-            positions = model_kwargs.get("position_ids")
-            if positions is not None and positions.shape[1] <= given.columns:
-                # generate() would cut the inputs at the wrong place and read them as a new document.
-                raise ValueError(
-                    f"past_key_values: expected inputs that go beyond the {given.columns} columns it has seen, got "
-                    f"{positions.shape[1]}; pass all ids from the start, or an attention_mask of past and new columns."
-                )
-            return
-        if generation_config.use_cache is False:
-            return
-        if implementation not in (None, "dynamic"):
-            raise ValueError(
-                f"cache_implementation: expected None or 'dynamic', got {implementation!r}; a RecurrentGemmaCache has "
-                "a constant size and needs no other form."
-            )
-        model_kwargs[CACHE_NAME] = RecurrentGemmaCache(self.config)
-
-    @staticmethod
-    def create_masks_for_generate(
-        config: RecurrentGemmaConfig,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
-    ) -> Tensor | None:
-        """The 2-D mask itself: this family's layers take no prepared masks."""
-        return attention_mask

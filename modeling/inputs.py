@@ -261,6 +261,17 @@ def _next_position(positions: Tensor, valid: Tensor | None, start_position: Tens
     return torch.where(last > 0, after_last, start_position)
 
 
+def next_positions(sequence: SequenceInputs) -> Tensor:
+    """(B, L) int64: after each column, the position of the row's next valid token."""
+    positions, valid = sequence.positions, sequence.valid
+    if valid is None:
+        return positions + 1
+    columns = torch.arange(1, valid.shape[1] + 1, device=valid.device)
+    last = (valid * columns).cummax(dim=1).values  # 1-based; 0 before the first valid token
+    after_last = positions.gather(1, (last - 1).clamp_min(0)) + 1
+    return torch.where(last > 0, after_last, sequence.past_length[:, None])
+
+
 def _expect_all(condition: Tensor, expected: str, actual: Tensor, remedy: str) -> None:
     """Raise ValueError with the first value of ``actual`` where ``condition`` (same shape) does not hold."""
     if torch.compiler.is_compiling() or condition.device.type == "meta":

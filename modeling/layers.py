@@ -4,7 +4,7 @@ Parameter names are those of published checkpoints. Source: arXiv 2402.19427, se
 ``recurrentgemma/jax/{layers,modules}.py``.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,17 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
-from recurrent_gemma.modeling.cache import AttentionState, LayerState, RecurrentState
+from recurrent_gemma.modeling.cache import (
+    AttentionState,
+    AttentionTrail,
+    LayerState,
+    LayerTrail,
+    RecurrentState,
+    RecurrentTrail,
+    RingState,
+)
 from recurrent_gemma.modeling.ops.causal_conv1d import causal_conv1d
-from recurrent_gemma.modeling.ops.local_attention import local_attention
+from recurrent_gemma.modeling.ops.local_attention import local_attention, local_attention_ring_
 from recurrent_gemma.modeling.ops.rg_lru import rg_lru
 
 # Elements of hidden activations that the MLP makes at a time in inference on CPU. Larger buffers come from the system
@@ -33,6 +41,16 @@ class LayerContext(NamedTuple):
     past_length: Tensor  # (B,) tokens seen of the document that goes on
     cos: Tensor | None  # (B, 1, L, rotary_dim / 2), fp32 or fp64
     sin: Tensor | None
+    record: int = 0  # how many of the last columns the cache may take back
+
+
+class LayerOutput(NamedTuple):
+    """What a temporal block, and a residual block around it, give back."""
+
+    hidden_states: Tensor  # (B, L, D)
+    state: LayerState
+    weights: Tensor | None = None  # (B, H, L, past + L) attention weights, if asked for
+    trail: LayerTrail | None = None  # of the last ``LayerContext.record`` columns
 
 
 def rotary_angles(positions: Tensor, config: RecurrentGemmaConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -102,14 +120,18 @@ class RecurrentGemmaRglru(nn.Module):
         self.recurrent_gate_weight = nn.Parameter(torch.empty(heads, width, width))
         self.recurrent_gate_bias = nn.Parameter(torch.empty(heads, width))
 
-    def forward(self, x: Tensor, state: Tensor | None, context: LayerContext) -> tuple[Tensor, Tensor]:
-        """x (B, L, R) and the state (B, R) to y (B, L, R) and the new state."""
-        input_gate = self._gate(x, self.input_gate_weight, self.input_gate_bias)
-        recurrence_gate = self._gate(x, self.recurrent_gate_weight, self.recurrent_gate_bias)
-        y, state = rg_lru(
-            x, input_gate, recurrence_gate, self.recurrent_param, state, starts=context.starts, valid=context.valid
+    def forward(self, x: Tensor, state: Tensor | None, context: LayerContext) -> tuple[Tensor, ...]:
+        """x (B, L, R) and the state (B, R) to y (B, L, R), the new state, and every state if any is recorded."""
+        return rg_lru(
+            x,
+            self._gate(x, self.input_gate_weight, self.input_gate_bias),
+            self._gate(x, self.recurrent_gate_weight, self.recurrent_gate_bias),
+            self.recurrent_param,
+            state,
+            starts=context.starts,
+            valid=context.valid,
+            return_states=context.record > 0,
         )
-        return y, state
 
     @staticmethod
     def _gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -143,14 +165,17 @@ class RecurrentGemmaRecurrentBlock(nn.Module):
         self.rg_lru = RecurrentGemmaRglru(config)
         self.act_fn = ACT2FN[config.hidden_activation]
 
-    def forward(
-        self, x: Tensor, state: RecurrentState | None, context: LayerContext
-    ) -> tuple[Tensor, RecurrentState, None]:
+    def forward(self, x: Tensor, state: RecurrentState | None, context: LayerContext) -> LayerOutput:
         history, recurrent = (None, None) if state is None else state
         y = self.act_fn(self.linear_y(x))
-        x, history = self.conv_1d(self.linear_x(x), history, context)
-        x, recurrent = self.rg_lru(x, recurrent, context)
-        return self.linear_out(x * y), RecurrentState(history, recurrent), None
+        inputs = self.linear_x(x)
+        x, history = self.conv_1d(inputs, history, context)
+        x, recurrent, *states = self.rg_lru(x, recurrent, context)
+        trail = None
+        if context.record:
+            base = RecurrentState(*map(torch.zeros_like, (history, recurrent))) if state is None else state
+            trail = RecurrentTrail(base, inputs, *states).last(context.record, context.starts, context.valid)
+        return LayerOutput(self.linear_out(x * y), RecurrentState(history, recurrent), trail=trail)
 
 
 class RecurrentGemmaAttention(nn.Module):
@@ -168,31 +193,44 @@ class RecurrentGemmaAttention(nn.Module):
         self.o_proj = ScaledInitLinear(config.hidden_size, config.hidden_size, config.final_w_init_variance_scale)
 
     def forward(
-        self, x: Tensor, state: AttentionState | None, context: LayerContext, return_weights: bool = False
-    ) -> tuple[Tensor, AttentionState, Tensor | None]:
+        self, x: Tensor, state: AttentionState | RingState | None, context: LayerContext, return_weights: bool = False
+    ) -> LayerOutput:
         query, key, value = (
             projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         assert context.cos is not None and context.sin is not None
         query, key = (apply_rotary(t, context.cos, context.sin) for t in (query, key))
-        past_key, past_value = (None, None) if state is None else state
-        output, key, value, *weights = local_attention(
+        options: dict[str, Any] = {
+            "starts": context.starts,
+            "valid": context.valid,
+            "dropout": self.dropout if self.training else 0.0,
+            "impl": attention_backend(self.config),
+        }
+        if isinstance(state, RingState):
+            output, *ring = local_attention_ring_(query, key, value, *state, past_length=context.past_length, **options)
+            return LayerOutput(self._project(output), RingState(*ring))
+        output, new_key, new_value, *weights = local_attention(
             query,
             key,
             value,
-            past_key,
-            past_value,
+            *((None, None) if state is None else state),
             window=self.config.attention_window_size,
             past_length=None if state is None else context.past_length,
-            starts=context.starts,
-            valid=context.valid,
-            dropout=self.dropout if self.training else 0.0,
             return_weights=return_weights,
-            impl=attention_backend(self.config),
+            **options,
         )
-        output = self.o_proj(output.transpose(1, 2).flatten(2))
-        return output, AttentionState(key, value), weights[0] if weights else None
+        trail = None
+        if context.record:
+            base = AttentionState(key[:, :, :0], value[:, :, :0]) if state is None else state
+            trail = AttentionTrail(base, key, value, self.config.attention_window_size)
+            trail = trail.last(context.record, context.starts, context.valid)
+        return LayerOutput(
+            self._project(output), AttentionState(new_key, new_value), weights[0] if weights else None, trail
+        )
+
+    def _project(self, output: Tensor) -> Tensor:
+        return self.o_proj(output.transpose(1, 2).flatten(2))
 
 
 class RecurrentGemmaMlp(nn.Module):
@@ -231,13 +269,13 @@ class RecurrentGemmaDecoderLayer(GradientCheckpointingLayer):
 
     def forward(
         self, hidden_states: Tensor, state: LayerState | None, context: LayerContext, return_weights: bool = False
-    ) -> tuple[Tensor, LayerState, Tensor | None]:
-        """Hidden states (B, L, D) and the block's state to both after the block, and attention weights if asked for."""
+    ) -> LayerOutput:
+        """Hidden states (B, L, D) and the block's state to both after the block, and what else is asked for."""
         options = {} if self.is_recurrent else {"return_weights": return_weights}
-        mixed, state, weights = self.temporal_block(self.temporal_pre_norm(hidden_states), state, context, **options)
+        mixed, *rest = self.temporal_block(self.temporal_pre_norm(hidden_states), state, context, **options)
         hidden_states = hidden_states + mixed
         hidden_states = hidden_states + self.mlp_block(self.channel_pre_norm(hidden_states))
-        return hidden_states, state, weights
+        return LayerOutput(hidden_states, *rest)
 
 
 def attention_backend(config: RecurrentGemmaConfig) -> str:

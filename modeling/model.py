@@ -13,12 +13,14 @@ from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache, state_signature
+from recurrent_gemma.modeling.cache.trail import ColumnTrail
 from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
 from recurrent_gemma.modeling.inputs import (
     SequenceInputs,
     check_key_lengths,
     check_token_ids,
     derive_sequence_inputs,
+    next_positions,
 )
 from recurrent_gemma.modeling.layers import (
     LayerContext,
@@ -173,28 +175,35 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
                 'output_attentions: expected attn_implementation="eager", which makes the weights, got '
                 f'"{self.config._attn_implementation}"; load the model with attn_implementation="eager".'
             )
-        cache = self._prepare_cache(one_cache(past_key_values, cache), use_cache, batch)
+        cache = self._prepare_cache(one_cache(past_key_values, cache), use_cache, batch, inputs_embeds.requires_grad)
+        if output_attentions and cache is not None and cache.static:
+            raise ValueError(
+                "output_attentions: expected the default form of the cache, whose columns are in order, got the static "
+                "one; leave out cache_implementation."
+            )
         sequence = derive_sequence_inputs(
             batch=batch,
             length=length,
             device=inputs_embeds.device,
-            past_columns=0 if cache is None else cache.columns,
+            past_columns=0 if cache is None else _past_columns(cache, length, attention_mask, cu_seq_lens_q, seq_idx),
             past_next_position=None if cache is None else cache.next_position,
             attention_mask=attention_mask,
             position_ids=position_ids,
             cu_seq_lens_q=cu_seq_lens_q,
             seq_idx=seq_idx,
         )
-        context = self._context(sequence, torch.promote_types(inputs_embeds.dtype, torch.float32))
+        record = 0 if cache is None else cache.columns_to_record(length)
+        context = self._context(sequence, torch.promote_types(inputs_embeds.dtype, torch.float32), record)
         keep_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
         hidden_states = inputs_embeds
-        all_hidden_states, all_attentions, states = [], [], []
+        all_hidden_states, all_attentions, states, trails = [], [], [], []
         for index, layer in enumerate(self.layers):
             all_hidden_states.append(hidden_states)
             state = None if cache is None else cache.layers[index].load()
-            hidden_states, state, weights = layer(hidden_states, state, context, output_attentions)
+            hidden_states, state, weights, trail = layer(hidden_states, state, context, output_attentions)
             states.append(state)
+            trails.append(trail)
             if weights is not None:
                 all_attentions.append(weights)
         hidden_states = self.final_norm(hidden_states)
@@ -203,7 +212,8 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
             # Only now, so that an error on the way leaves the cache as it was.
             for cache_layer, state in zip(cache.layers, states, strict=True):
                 cache_layer.store(state)
-            cache.advance(length, sequence.next_position)
+            columns = _column_trail(sequence).last(record) if record else None
+            cache.advance(length, sequence.next_position, trails, columns)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
             hidden_states=tuple(all_hidden_states) if keep_hidden_states else None,
@@ -233,7 +243,9 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
         check_token_ids(input_ids, self.config.vocab_size)
         return self.embed_tokens(input_ids)
 
-    def _prepare_cache(self, past_key_values: Any, use_cache: bool | None, batch: int) -> RecurrentGemmaCache | None:
+    def _prepare_cache(
+        self, past_key_values: Any, use_cache: bool | None, batch: int, requires_grad: bool
+    ) -> RecurrentGemmaCache | None:
         if past_key_values is None:
             if use_cache is None:
                 use_cache = self.config.use_cache and not self.training
@@ -244,13 +256,39 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
                 "hold this family's state; make one with RecurrentGemmaCache(model.config)."
             )
         past_key_values.expect_matches(state_signature(self.config), batch)
+        if past_key_values.static and requires_grad:
+            raise ValueError(
+                "past_key_values: expected torch.no_grad() with the static form of the cache, whose buffers are "
+                "written in place, got inputs that require a gradient; use the default form for training."
+            )
         return past_key_values
 
-    def _context(self, sequence: SequenceInputs, dtype: torch.dtype) -> LayerContext:
+    def _context(self, sequence: SequenceInputs, dtype: torch.dtype, record: int) -> LayerContext:
         cos, sin = None, None
         if self._has_attention:
             cos, sin = rotary_angles(sequence.positions, self.config, dtype)
-        return LayerContext(sequence.starts, sequence.valid, sequence.past_length, cos, sin)
+        return LayerContext(sequence.starts, sequence.valid, sequence.past_length, cos, sin, record)
+
+
+def _past_columns(cache: RecurrentGemmaCache, length: int, mask: Tensor | None, *boundaries: Tensor | None) -> int:
+    """Columns that ``mask`` covers before the new ones. Document boundaries only go with a cache that is empty."""
+    if not cache.static:
+        return cache.columns
+    # The static form counts in a tensor, which a compiled step must not look at. Its mask may cover the new columns
+    # alone, so that it keeps its shape from token to token.
+    if isinstance(mask, Tensor) and (mask.shape[-1] == length or torch.compiler.is_compiling()):
+        return mask.shape[-1] - length
+    return cache.columns if mask is not None or any(b is not None for b in boundaries) else 0
+
+
+def _column_trail(sequence: SequenceInputs) -> ColumnTrail:
+    positions = sequence.positions
+    return ColumnTrail(
+        starts=torch.zeros_like(positions, dtype=torch.bool) if sequence.starts is None else sequence.starts,
+        valid=torch.ones_like(positions, dtype=torch.bool) if sequence.valid is None else sequence.valid,
+        next_position=next_positions(sequence),
+        base_position=sequence.past_length,
+    )
 
 
 def _refuse_unknown(kwargs: dict[str, Any], cu_seq_lens_q: Tensor | None) -> None:

@@ -1,5 +1,5 @@
 """Causal depthwise convolution of the recurrent block."""
 
-from recurrent_gemma.modeling.ops.causal_conv1d.api import causal_conv1d
+from recurrent_gemma.modeling.ops.causal_conv1d.api import causal_conv1d, conv_history
 
-__all__ = ["causal_conv1d"]
+__all__ = ["causal_conv1d", "conv_history"]

@@ -91,6 +91,26 @@ def causal_conv1d(
     return y, _last_inputs(extended, taps, starts, valid)
 
 
+def conv_history(x: Tensor, history: Tensor, *, starts: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+    """The history that ``causal_conv1d`` returns, without its outputs.
+
+    Args:
+        x: (B, L, R) inputs; L may be 0.
+        history: (B, K - 1, R), the last valid inputs before x, in x's dtype.
+        starts, valid: (B, L) bool, as there.
+
+    Returns:
+        (B, K - 1, R).
+    """
+    if starts is not None and valid is not None:
+        starts = starts & valid
+    if valid is not None:
+        order = valid_first(valid)
+        x = gather_columns(x, order)
+        starts = None if starts is None else starts.gather(1, order)
+    return _last_inputs(torch.cat((history, x), dim=1), history.shape[1] + 1, starts, valid)
+
+
 def _last_inputs(extended: Tensor, taps: int, starts: Tensor | None, valid: Tensor | None) -> Tensor:
     """The last K - 1 valid columns of (B, K - 1 + L, R), zeroed before the last document's start."""
     batch, columns, _ = extended.shape

@@ -101,6 +101,23 @@ def local_attention(
     return output, *state
 
 
+def extend_window(past: Tensor | None, new: Tensor, *, window: int, valid: Tensor | None = None) -> Tensor:
+    """The past that ``local_attention`` returns for keys or values, without its outputs.
+
+    Args:
+        past: (B, G, P, D), earlier columns, the newest last; None: there are none.
+        new: (B, G, L, D); L may be 0 where there is a past.
+        window: W >= 1.
+        valid: (B, L) bool, false at pads; all valid when None.
+
+    Returns:
+        (B, G, min(W, P + L), D), each row's last valid columns, the newest last.
+    """
+    order = None if valid is None else valid_first(valid)
+    _, columns = _with_past(past, new, order)
+    return _last_valid(columns, window, new.shape[2], None if valid is None else valid.sum(dim=1))
+
+
 def _with_past(past: Tensor | None, new: Tensor, order: Tensor | None) -> tuple[Tensor | None, Tensor]:
     """The past in new's dtype, and past and new columns in one tensor, valid new columns first."""
     if order is not None:
