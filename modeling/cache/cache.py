@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -152,6 +152,17 @@ class RecurrentGemmaCache(Cache):
             layer.put(state)
         self._place_counters(torch.zeros(batch_size, dtype=torch.long, device=device), 0)
 
+    def buffers(self) -> dict[str, Tensor]:
+        """The static form's own buffers by name, ``layers.0.conv``, ``layers.2.key``, ..., ``next_position``."""
+        return self._named(layer.load() for layer in self.layers)
+
+    def use_buffers(self, buffers: dict[str, Tensor]) -> None:
+        """Let these tensors, named as in ``buffers()``, be the buffers of this static cache. Columns count from 0."""
+        for index, layer in enumerate(self.layers):
+            kind = RecurrentState if isinstance(layer, RecurrentLayer) else RingState
+            layer.put(kind(*(buffers[f"layers.{index}.{name}"] for name in kind._fields)))
+        self._place_counters(buffers["next_position"], 0)
+
     def columns_to_record(self, length: int) -> int:
         """How many of the last columns of a forward pass over ``length`` the layers' trails have to cover."""
         if not self.layers[0].record_past:
@@ -284,16 +295,8 @@ class RecurrentGemmaCache(Cache):
         Keys and values are columns, the newest last, in both forms. What is recorded for ``crop`` is not among them.
         Empty before the first tokens.
         """
-        named: dict[str, Tensor] = {}
-        if self.next_position is not None:
-            named["next_position"] = self.next_position
-        for index, layer in enumerate(self.layers):
-            state = layer.load()
-            if isinstance(state, RingState):
-                state = state.to_window()
-            if state is not None:
-                named |= {f"layers.{index}.{name}": tensor for name, tensor in state._asdict().items()}
-        return named
+        states = (layer.load() for layer in self.layers)
+        return self._named(state.to_window() if isinstance(state, RingState) else state for state in states)
 
     @classmethod
     def from_tensors(
@@ -376,6 +379,13 @@ class RecurrentGemmaCache(Cache):
         window = dict(self.signature)["attention_window_size"]
         assert isinstance(window, int)
         return LocalAttentionLayer(self._progress, window, self.static)
+
+    def _named(self, states: Iterable[LayerState | None]) -> dict[str, Tensor]:
+        named = {} if self.next_position is None else {"next_position": self.next_position}
+        for index, state in enumerate(states):
+            if state is not None:
+                named |= {f"layers.{index}.{name}": tensor for name, tensor in state._asdict().items()}
+        return named
 
     def _place_counters(self, next_position: Tensor, columns: int) -> None:
         self.next_position = next_position
