@@ -11,6 +11,7 @@ from transformers.generation import GenerationMixin
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
 from recurrent_gemma.modeling.cache.cache import DEFAULT_RECORD_LIMIT
+from recurrent_gemma.modeling.cache.progress import UNKNOWN_ID
 from recurrent_gemma.modeling.compat import CACHE_NAME, rename_cache
 
 _UNSUPPORTED_CACHES = {
@@ -127,8 +128,30 @@ def _expect_continuation(cache: RecurrentGemmaCache, ids: Any, mask: Any) -> Non
                 f"attention_mask: expected one column for each of the {columns} that the cache has seen and of the "
                 f"{length} new ids, got {mask.shape[1]}."
             )
-    elif length <= columns:
+        return
+    if length <= columns:
         raise ValueError(
             f"input_ids: expected ids that go beyond the {columns} columns of past_key_values, got {length}; pass all "
             f"ids from the start, or only the new ones with an attention_mask of {columns} + {length} columns."
         )
+    if not _begins_as_seen(cache, ids, mask):
+        raise ValueError(
+            f"input_ids: expected all ids from the start, the first {columns} as past_key_values has seen them, got "
+            f"others; pass them, or only the new ones with an attention_mask of {columns} + {length} columns."
+        )
+
+
+def _begins_as_seen(cache: RecurrentGemmaCache, ids: Tensor, mask: Any) -> bool:
+    last_ids, columns = cache.last_ids, cache.columns
+    if last_ids is None or last_ids.shape[0] % ids.shape[0]:
+        return True
+    # The static form has room for more ids than it may have seen.
+    last_ids = last_ids[:, -min(columns, last_ids.shape[1]) :]
+    seen = slice(columns - last_ids.shape[1], columns)
+    # Beams and several sequences of a prompt stand side by side in the cache.
+    expand = last_ids.shape[0] // ids.shape[0]
+    given = ids[:, seen].repeat_interleave(expand, dim=0).to(last_ids.device)
+    agree = (given == last_ids) | (last_ids == UNKNOWN_ID)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        agree |= (mask[:, seen] == 0).repeat_interleave(expand, dim=0).to(last_ids.device)
+    return bool(agree.all())

@@ -13,6 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache, state_signature
+from recurrent_gemma.modeling.cache.progress import UNKNOWN_ID
 from recurrent_gemma.modeling.cache.trail import ColumnTrail
 from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
 from recurrent_gemma.modeling.inputs import (
@@ -212,8 +213,8 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
             # Only now, so that an error on the way leaves the cache as it was.
             for cache_layer, state in zip(cache.layers, states, strict=True):
                 cache_layer.store(state)
-            columns = _column_trail(sequence).last(record) if record else None
-            cache.advance(length, sequence.next_position, trails, columns)
+            column_trail = _column_trail(sequence, input_ids, cache).last(record) if record else None
+            cache.advance(length, sequence.next_position, input_ids, trails, column_trail)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
             hidden_states=tuple(all_hidden_states) if keep_hidden_states else None,
@@ -281,13 +282,15 @@ def _past_columns(cache: RecurrentGemmaCache, length: int, mask: Tensor | None, 
     return cache.columns if mask is not None or any(b is not None for b in boundaries) else 0
 
 
-def _column_trail(sequence: SequenceInputs) -> ColumnTrail:
+def _column_trail(sequence: SequenceInputs, ids: Tensor | None, cache: RecurrentGemmaCache) -> ColumnTrail:
     positions = sequence.positions
     return ColumnTrail(
         starts=torch.zeros_like(positions, dtype=torch.bool) if sequence.starts is None else sequence.starts,
         valid=torch.ones_like(positions, dtype=torch.bool) if sequence.valid is None else sequence.valid,
         next_position=next_positions(sequence),
+        ids=torch.full_like(positions, UNKNOWN_ID) if ids is None else ids,
         base_position=sequence.past_length,
+        base_ids=positions[:, :0] if cache.last_ids is None else cache.last_ids,
     )
 
 

@@ -67,9 +67,9 @@ def _decay(recurrence_gate: Tensor, a_param: Tensor) -> Tensor:
 def _rescale_input(patch: pytest.MonkeyPatch, factor: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Multiply the RG-LRU's input by ``factor(a, start)``, (B, L, R)."""
 
-    def wrapper(op, x, input_gate, recurrence_gate, a_param, h0=None, *, starts, valid):
+    def wrapper(op, x, input_gate, recurrence_gate, a_param, h0=None, *, starts, valid, **kwargs):
         x = x * factor(_decay(recurrence_gate, a_param), starts[..., None])
-        return op(x, input_gate, recurrence_gate, a_param, h0, starts=starts, valid=valid)
+        return op(x, input_gate, recurrence_gate, a_param, h0, starts=starts, valid=valid, **kwargs)
 
     _wrap(patch, layers, "rg_lru", wrapper)
 
@@ -210,7 +210,7 @@ def multiplier_at_a_start_not_one(patch: pytest.MonkeyPatch) -> None:
 @_killed_by(checks.check_packed, "hawk_paper")
 def decay_at_a_start_not_zero(patch: pytest.MonkeyPatch) -> None:
     # The state of the document before stays, while the multiplier at the start is still 1.
-    def wrapper(op, x, input_gate, recurrence_gate, a_param, h0=None, *, starts, valid):
+    def wrapper(op, x, input_gate, recurrence_gate, a_param, h0=None, *, starts, valid, **kwargs):
         a = _decay(recurrence_gate, a_param)
         x = torch.where(starts[..., None], x / (1 - a * a).sqrt(), x)
         return op(x, input_gate, recurrence_gate, a_param, h0, starts=None, valid=valid)

@@ -11,7 +11,8 @@ from transformers.cache_utils import Cache
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import file
-from recurrent_gemma.modeling.cache.layers import LocalAttentionLayer, Progress, RecurrentLayer
+from recurrent_gemma.modeling.cache.layers import LocalAttentionLayer, RecurrentLayer
+from recurrent_gemma.modeling.cache.progress import Progress
 from recurrent_gemma.modeling.cache.states import LayerState, RecurrentState, RingState
 from recurrent_gemma.modeling.cache.trail import ColumnTrail, LayerTrail
 
@@ -63,9 +64,8 @@ class RecurrentGemmaCache(Cache):
         self.signature = state_signature(config)
         self.config_fields = file.config_fields(config)
         self.static = static
-        self.next_position: Tensor | None = None
         self.record_limit = DEFAULT_RECORD_LIMIT
-        self._progress = Progress()
+        self._progress = Progress(static)
         self._column_trail: ColumnTrail | None = None
         self._read_since_activation = False
         self._is_user_defined = False  # for generate(): whether the cache outlives the call
@@ -77,6 +77,16 @@ class RecurrentGemmaCache(Cache):
     def columns(self) -> int:
         """Columns seen, pads included."""
         return int(self._progress.columns)
+
+    @property
+    def next_position(self) -> Tensor | None:
+        """(B,) int64 position of each row's next token; None before the first."""
+        return self._progress.next_position
+
+    @property
+    def last_ids(self) -> Tensor | None:
+        """(B, n) int64 ids of the last columns, at most 8; -1 where embeddings were read. None before the first."""
+        return self._progress.last_ids
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns seen, pads included; the same for every layer."""
@@ -150,10 +160,11 @@ class RecurrentGemmaCache(Cache):
                 key, value = (torch.zeros(keys, dtype=dtype, device=device) for _ in range(2))
                 state = RingState(key, value, torch.zeros(batch_size, dtype=torch.long, device=device))
             layer.put(state)
-        self._place_counters(torch.zeros(batch_size, dtype=torch.long, device=device), 0)
+        self._progress.place(torch.zeros(batch_size, dtype=torch.long, device=device))
+        self._fix_addresses()
 
     def buffers(self) -> dict[str, Tensor]:
-        """The static form's own buffers by name, ``layers.0.conv``, ``layers.2.key``, ..., ``next_position``."""
+        """The static form's own buffers by name: ``layers.0.conv``, ``layers.2.key``, ``next_position``, ..."""
         return self._named(layer.load() for layer in self.layers)
 
     def use_buffers(self, buffers: dict[str, Tensor]) -> None:
@@ -161,7 +172,7 @@ class RecurrentGemmaCache(Cache):
         for index, layer in enumerate(self.layers):
             kind = RecurrentState if isinstance(layer, RecurrentLayer) else RingState
             layer.put(kind(*(buffers[f"layers.{index}.{name}"] for name in kind._fields)))
-        self._place_counters(buffers["next_position"], 0)
+        self._progress.place(buffers["next_position"], buffers["last_ids"])
 
     def columns_to_record(self, length: int) -> int:
         """How many of the last columns of a forward pass over ``length`` the layers' trails have to cover."""
@@ -173,6 +184,7 @@ class RecurrentGemmaCache(Cache):
         self,
         columns: int,
         next_position: Tensor,
+        ids: Tensor | None = None,
         trails: Sequence[LayerTrail | None] = (),
         column_trail: ColumnTrail | None = None,
     ) -> None:
@@ -181,20 +193,16 @@ class RecurrentGemmaCache(Cache):
         Args:
             columns: Columns of the pass.
             next_position: (B,) int64.
+            ids: (B, columns) int64; None where embeddings were read.
             trails: Each layer's trail of the last columns of the pass, if the past is recorded.
             column_trail: What they share.
         """
         if column_trail is not None:
             self._extend_trails(trails, column_trail)
-        if isinstance(self._progress.columns, Tensor):
-            assert self.next_position is not None
-            self._progress.columns.add_(columns)
-            self.next_position.copy_(next_position)
-        elif self.static:
-            self._place_counters(next_position.clone(), columns)
-        else:
-            self._progress.columns += columns
-            self.next_position = next_position
+        new = self.next_position is None
+        self._progress.advance(columns, next_position, ids)
+        if new and self.static:
+            self._fix_addresses()
 
     def activate_past_recording(self) -> None:
         """Record what ``crop`` needs, from the next forward pass on: at least the last ``record_limit`` columns.
@@ -241,11 +249,7 @@ class RecurrentGemmaCache(Cache):
         """Forget everything. The default form then takes any batch size; the static one keeps its buffers."""
         super().reset()
         self._column_trail, self._read_since_activation = None, False
-        if isinstance(self._progress.columns, Tensor):
-            self._progress.columns.zero_()
-            self._map_counters(torch.zeros_like)
-        else:
-            self._progress.columns, self.next_position = 0, None
+        self._progress.reset()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes what row ``beam_idx[i]`` was."""
@@ -311,7 +315,7 @@ class RecurrentGemmaCache(Cache):
         if columns:
             for layer, state in zip(cache.layers, file.states_from(config, tensors, columns), strict=True):
                 layer.store(state)
-            cache.advance(columns, tensors["next_position"])
+            cache._progress.place(tensors["next_position"], tensors["last_ids"], columns)
         return cache
 
     def save(self, path: str | os.PathLike, token_ids: Tensor | None = None) -> None:
@@ -358,19 +362,14 @@ class RecurrentGemmaCache(Cache):
         # Tensors that carry a graph refuse to be deep-copied.
         copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
-        copied._progress = Progress()
-        columns = self._progress.columns
-        copied._progress.columns = columns.clone() if isinstance(columns, Tensor) else columns
+        copied._progress = self._progress.clone()
         copied.layers = []
         for layer in self.layers:
             twin = type(layer)(copied._progress, layer.window, layer.static)
-            twin.put(layer.load())
-            twin.trail, twin.record_past = layer.trail, layer.record_past
-            twin_state = twin.load()
-            twin.put(None if twin_state is None else type(twin_state)(*(t.detach().clone() for t in twin_state)))
+            state = layer.load()
+            twin.put(None if state is None else type(state)(*(t.detach().clone() for t in state)))
+            twin.trail, twin.record_past = layer.trail, layer.record_past  # trails are never written into
             copied.layers.append(twin)
-        if copied.next_position is not None:
-            copied.next_position = copied.next_position.clone()
         return copied
 
     def _make_layer(self, kind: str) -> RecurrentLayer | LocalAttentionLayer:
@@ -381,27 +380,23 @@ class RecurrentGemmaCache(Cache):
         return LocalAttentionLayer(self._progress, window, self.static)
 
     def _named(self, states: Iterable[LayerState | None]) -> dict[str, Tensor]:
-        named = {} if self.next_position is None else {"next_position": self.next_position}
+        if self.next_position is None or self.last_ids is None:
+            return {}
+        named = {"next_position": self.next_position, "last_ids": self.last_ids}
         for index, state in enumerate(states):
             if state is not None:
                 named |= {f"layers.{index}.{name}": tensor for name, tensor in state._asdict().items()}
         return named
 
-    def _place_counters(self, next_position: Tensor, columns: int) -> None:
-        self.next_position = next_position
-        self._progress.columns = torch.full((), columns, dtype=torch.long, device=next_position.device)
+    def _fix_addresses(self) -> None:
+        """Tell torch.compile that these tensors stay where they are."""
         if not torch.compiler.is_compiling():
-            states = [tensor for layer in self.layers for tensor in layer.load() or ()]
-            for buffer in (*states, self.next_position, self._progress.columns):
+            states = (tensor for layer in self.layers for tensor in layer.load() or ())
+            for buffer in (*states, *self._progress.tensors()):
                 torch._dynamo.mark_static_address(buffer)
 
     def _map_counters(self, function: Callable[[Tensor], Tensor]) -> None:
-        if self.next_position is not None:
-            new = function(self.next_position)
-            if self.static and new.shape == self.next_position.shape and new.device == self.next_position.device:
-                self.next_position.copy_(new)
-            else:
-                self.next_position = new
+        self._progress.map(function)
         if self._column_trail is not None:
             self._column_trail = ColumnTrail(*map(function, self._column_trail))
 
@@ -424,8 +419,7 @@ class RecurrentGemmaCache(Cache):
         for layer in self.layers:
             assert layer.trail is not None
             layer.store(layer.trail.state_after(count, columns.starts, columns.valid))
-        self._progress.columns -= removed
-        self.next_position = columns.position_after(count)
+        self._progress.place(columns.position_after(count), columns.ids_after(count), self.columns - removed)
 
 
 def state_signature(config: RecurrentGemmaConfig) -> StateSignature:

@@ -144,7 +144,7 @@ def states_from(config: RecurrentGemmaConfig, tensors: dict[str, Tensor], column
     """
     if not columns and not tensors:
         return []
-    expected = {"next_position"}
+    expected = {"next_position", "last_ids"}
     for index, kind in enumerate(config.layers_block_type):
         names = RecurrentState._fields if kind == "linear_attention" else AttentionState._fields
         expected |= {f"layers.{index}.{name}" for name in names}
@@ -160,7 +160,9 @@ def states_from(config: RecurrentGemmaConfig, tensors: dict[str, Tensor], column
         )
     if columns < 1 or bool(((positions < 0) | (positions > columns)).any()):
         raise ValueError(f"next_position: expected 0 to {columns}, the columns seen, got {positions.tolist()}.")
-    batch, width = positions.shape[0], config.lru_width
+    batch, width, last_ids = positions.shape[0], config.lru_width, tensors["last_ids"]
+    if last_ids.ndim != 2 or last_ids.shape[0] != batch or last_ids.dtype != torch.int64:
+        raise ValueError(f"last_ids: expected a (B, n) int64 tensor, got {last_ids.dtype} {tuple(last_ids.shape)}.")
     states: list[LayerState] = []
     for index, kind in enumerate(config.layers_block_type):
         prefix = f"layers.{index}."

@@ -7,19 +7,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
+from recurrent_gemma.modeling.cache.progress import Progress
 from recurrent_gemma.modeling.cache.states import AttentionState, LayerState, RecurrentState, RingState
 from recurrent_gemma.modeling.cache.trail import LayerTrail
-
-
-class Progress:
-    """Columns seen, which a cache shares with its layers.
-
-    Attributes:
-        columns: An int; in the static form a () int64 tensor, which a compiled step can count up.
-    """
-
-    def __init__(self) -> None:
-        self.columns: int | Tensor = 0
 
 
 class _StateLayer:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from recurrent_gemma.modeling.cache.progress import last_columns
 from recurrent_gemma.modeling.cache.states import AttentionState, RecurrentState
 from recurrent_gemma.modeling.ops.causal_conv1d import conv_history
 from recurrent_gemma.modeling.ops.local_attention import extend_window
@@ -20,23 +21,29 @@ class ColumnTrail(NamedTuple):
     starts: Tensor  # (B, T) bool, first tokens of documents
     valid: Tensor  # (B, T) bool, false at pads
     next_position: Tensor  # (B, T) int64, the position that a token after this column would have
-    base_position: Tensor  # (B,) int64, the same before the first column
+    ids: Tensor  # (B, T) int64, -1 where embeddings were read
+    base_position: Tensor  # (B,) int64, next_position before the first column
+    base_ids: Tensor  # (B, n) int64, the last ids before the first column
 
     def position_after(self, count: int) -> Tensor:
         """(B,) position of a token after the first ``count`` columns."""
         return self.next_position[:, count - 1].clone() if count else self.base_position
 
+    def ids_after(self, count: int) -> Tensor:
+        """(B, n) last ids after the first ``count`` columns."""
+        return last_columns(self.base_ids, self.ids[:, :count])
+
     def last(self, count: int) -> "ColumnTrail":
         """The last ``count`` columns."""
         cut = self.valid.shape[1] - count
-        starts, valid, next_position = (t[:, cut:].clone() for t in self[:3])
-        return ColumnTrail(starts, valid, next_position, self.position_after(cut))
+        starts, valid, next_position, ids = (t[:, cut:].clone() for t in self[:4])
+        return ColumnTrail(starts, valid, next_position, ids, self.position_after(cut), self.ids_after(cut))
 
     def joined(self, later: "ColumnTrail") -> "ColumnTrail":
         """These columns and later ones."""
-        pairs = zip(self[:3], later[:3], strict=True)
-        starts, valid, next_position = (torch.cat(pair, dim=1) for pair in pairs)
-        return ColumnTrail(starts, valid, next_position, self.base_position)
+        pairs = zip(self[:4], later[:4], strict=True)
+        starts, valid, next_position, ids = (torch.cat(pair, dim=1) for pair in pairs)
+        return ColumnTrail(starts, valid, next_position, ids, self.base_position, self.base_ids)
 
 
 class RecurrentTrail(NamedTuple):
