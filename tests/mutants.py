@@ -225,9 +225,9 @@ def starts_ignored_by_the_recurrence(patch: pytest.MonkeyPatch) -> None:
 
 @_killed_by(rows.check_padded_equals_solo, "hawk_paper")
 def pad_decays_the_state(patch: pytest.MonkeyPatch) -> None:
-    def wrapper(op, x, *args, starts, valid):
+    def wrapper(op, x, *args, valid, **kwargs):
         x = x if valid is None else x.masked_fill(~valid[..., None], 0.0)
-        return op(x, *args, starts=starts, valid=None)
+        return op(x, *args, valid=None, **kwargs)
 
     _wrap(patch, layers, "rg_lru", wrapper)
 
@@ -345,7 +345,7 @@ def linear_out_without_bias(patch: pytest.MonkeyPatch) -> None:
 def mlp_beside_the_temporal_block(patch: pytest.MonkeyPatch) -> None:
     # x + temporal(norm(x)) + mlp(norm(x)) instead of one after the other.
     def forward(self, x, state, context, return_weights=False):
-        mixed, state, weights = self.temporal_block(self.temporal_pre_norm(x), state, context)
-        return x + mixed + self.mlp_block(self.channel_pre_norm(x)), state, weights
+        mixed, *rest = self.temporal_block(self.temporal_pre_norm(x), state, context)
+        return layers.LayerOutput(x + mixed + self.mlp_block(self.channel_pre_norm(x)), *rest)
 
     patch.setattr(layers.RecurrentGemmaDecoderLayer, "forward", forward)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Ids kept to tell whether a text goes on from what a cache has seen.
@@ -32,7 +33,9 @@ class Progress:
         """Take these tensors; in the static form they become the buffers."""
         batch, device = next_position.shape[0], next_position.device
         if last_ids is None:
-            last_ids = torch.full((batch, LAST_IDS if self.static else 0), UNKNOWN_ID, device=device)
+            last_ids = torch.full((batch, 0), UNKNOWN_ID, device=device)
+        if self.static and last_ids.shape[1] < LAST_IDS:
+            last_ids = F.pad(last_ids, (LAST_IDS - last_ids.shape[1], 0), value=UNKNOWN_ID)
         self.next_position, self.last_ids = next_position, last_ids
         self.columns = torch.full((), columns, device=device) if self.static else columns
 

@@ -9,6 +9,25 @@ from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 from recurrent_gemma.modeling.layers import RecurrentGemmaAttention, RecurrentGemmaRglru, RecurrentGemmaRMSNorm
 
+WINDOW = 7  # of ``tiny_config()``
+# Shapes of the family, as fields that differ from ``tiny_config()``.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "shipped pattern": {},
+    "all recurrent": {"block_types": ["recurrent"], "num_hidden_layers": 2},
+    "all attention": {"block_types": ["attention"], "num_hidden_layers": 2, "num_key_value_heads": 4},
+    "one recurrent layer": {"num_hidden_layers": 1},
+    "one attention layer": {"num_hidden_layers": 1, "block_types": ["attention"]},
+    "wide recurrence, two key heads": {"lru_width": 80, "num_key_value_heads": 2},
+    "odd pattern": {"block_types": ["attention", "recurrent", "recurrent", "recurrent"], "num_hidden_layers": 6},
+    "no history, window of one": {"conv1d_width": 1, "attention_window_size": 1},
+    "no scale, no cap, biases": {
+        "embeddings_scale_by_sqrt_dim": False,
+        "logits_soft_cap": None,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+    },
+}
+
 
 def tiny_config(**overrides: Any) -> RecurrentGemmaConfig:
     """Config of a model of five layers with a window of 7; ``overrides`` are fields that differ."""
@@ -19,7 +38,7 @@ def tiny_config(**overrides: Any) -> RecurrentGemmaConfig:
         "num_hidden_layers": 5,
         "num_attention_heads": 4,
         "num_key_value_heads": 1,
-        "attention_window_size": 7,
+        "attention_window_size": WINDOW,
         "lru_width": 48,
     }
     return RecurrentGemmaConfig(**{**fields, **overrides})

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recurrent_gemma.modeling import RecurrentGemmaCache
-from tests.modeling.models import tiny_config, tiny_model
+from tests.modeling.models import CONFIGS, WINDOW, tiny_config, tiny_model
 from tests.tolerances import (
     ROWS_EQUAL_SOLO_GRADIENTS,
     ROWS_EQUAL_SOLO_LOGITS,
@@ -20,23 +20,6 @@ from tests.tolerances import (
     assert_close_by_max,
 )
 
-WINDOW = 7
-CONFIGS = {
-    "shipped pattern": {},
-    "all recurrent": {"block_types": ["recurrent"], "num_hidden_layers": 2},
-    "all attention": {"block_types": ["attention"], "num_hidden_layers": 2, "num_key_value_heads": 4},
-    "one recurrent layer": {"num_hidden_layers": 1},
-    "one attention layer": {"num_hidden_layers": 1, "block_types": ["attention"]},
-    "wide recurrence, two key heads": {"lru_width": 80, "num_key_value_heads": 2},
-    "odd pattern": {"block_types": ["attention", "recurrent", "recurrent", "recurrent"], "num_hidden_layers": 6},
-    "no history, window of one": {"conv1d_width": 1, "attention_window_size": 1},
-    "no scale, no cap, biases": {
-        "embeddings_scale_by_sqrt_dim": False,
-        "logits_soft_cap": None,
-        "attention_bias": True,
-        "tie_word_embeddings": False,
-    },
-}
 every_config = pytest.mark.parametrize("name", list(CONFIGS))
 
 

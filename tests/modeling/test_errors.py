@@ -243,13 +243,12 @@ def test_eager_gives_weights(model):
 # --- Generation -------------------------------------------------------------------------------------------------------
 
 GENERATION = {
-    "static cache": (ValueError, "cache_implementation: expected None or 'dynamic', got 'static'",
-                     {"cache_implementation": "static"}),
-    "quantized cache": (ValueError, "cache_implementation: expected None or 'dynamic', got 'quantized'",
+    "quantized cache": (ValueError, "cache_implementation: expected None, 'dynamic' or 'static', got 'quantized', for "
+                        "which this family has no use: the window is all there is to quantize",
                         {"cache_implementation": "quantized"}),
-    "offloaded cache": (ValueError, "cache_implementation: expected None or 'dynamic', got 'offloaded'",
+    "offloaded cache": (ValueError, "cache_implementation: expected None, 'dynamic' or 'static', got 'offloaded', for "
+                        "which this family has no use: the state of a layer is too small",
                         {"cache_implementation": "offloaded"}),
-    "prompt lookup": (NotImplementedError, "assisted generation, is not supported", {"prompt_lookup_num_tokens": 2}),
     "mask too short": (ValueError, "attention_mask: expected shape",
                        {"attention_mask": changed(mask_of(ROWS, LENGTH - 1), 0)}),
     "unknown argument": (ValueError, "'window'", {"window": 3}),
@@ -263,11 +262,17 @@ def test_generation(model, name):
         model.generate(IDS, max_new_tokens=3, **options)
 
 
-def test_assisted_generation(model):
-    cache = RecurrentGemmaCache(model.config)
-    with pytest.raises(NotImplementedError, match="assisted generation, is not supported"):
+def test_assisted_generation_with_the_static_form(model):
+    cache = RecurrentGemmaCache(model.config, static=True)
+    with pytest.raises(NotImplementedError, match="static form overwrites its past"):
         model.generate(ONE_ROW, assistant_model=tiny_model(seed=1), past_key_values=cache, max_new_tokens=3)
     assert cache.get_seq_length() == 0
+
+
+@pytest.mark.parametrize("name", ["generate_batch", "init_continuous_batching", "continuous_batching_context_manager"])
+def test_continuous_batching(model, name):
+    with pytest.raises(NotImplementedError, match=r"generate_batch: .* no place for a recurrent state"):
+        getattr(model, name)([[5, 6]])
 
 
 def test_cache_and_cache_implementation(model):

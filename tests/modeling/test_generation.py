@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 from recurrent_gemma.modeling import RecurrentGemmaCache
 from tests.modeling.models import tiny_config, tiny_model
@@ -118,16 +117,3 @@ def test_models_of_one_block_type_generate(pattern):
     ids, _ = left_padded((6,), 6)
     options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 12}
     assert torch.equal(model.generate(ids, **options), model.generate(ids, use_cache=False, **options))
-
-
-def test_what_is_not_supported_raises_by_name(model):
-    ids, _ = left_padded((6,), 6)
-    for implementation in ("static", "quantized", "offloaded"):
-        with pytest.raises(ValueError, match="cache_implementation"):
-            model.generate(ids, cache_implementation=implementation, max_new_tokens=4)
-    with pytest.raises(TypeError, match="RecurrentGemmaCache"):
-        model.generate(ids, past_key_values=DynamicCache(config=model.config), max_new_tokens=4)
-    with pytest.raises(NotImplementedError, match="assisted generation"):
-        model.generate(ids, assistant_model=tiny_model(), max_new_tokens=4)
-    with pytest.raises(NotImplementedError, match="assisted generation"):
-        model.generate(ids, prompt_lookup_num_tokens=2, max_new_tokens=4)

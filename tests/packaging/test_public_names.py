@@ -19,9 +19,15 @@ PUBLIC_NAMES = {
     "recurrent_gemma.modeling": """
         RecurrentGemmaCache RecurrentGemmaForCausalLM RecurrentGemmaModel RecurrentGemmaPreTrainedModel
     """,
+    "recurrent_gemma.modeling.cache": """
+        AttentionState AttentionTrail LayerState LayerTrail RecurrentGemmaCache RecurrentState RecurrentTrail RingState
+        SessionFileError SessionInfo read_session_info state_signature
+    """,
     "recurrent_gemma.modeling.ops": "causal_conv1d local_attention rg_lru",
-    "recurrent_gemma.modeling.ops.causal_conv1d": "causal_conv1d",
-    "recurrent_gemma.modeling.ops.local_attention": "local_attention",
+    "recurrent_gemma.modeling.ops.causal_conv1d": "causal_conv1d conv_history",
+    "recurrent_gemma.modeling.ops.local_attention": """
+        extend_window local_attention local_attention_ring_ ring_to_window window_to_ring
+    """,
     "recurrent_gemma.modeling.ops.rg_lru": "rg_lru",
     "recurrent_gemma.tokenization": "CHAT_TEMPLATE RecurrentGemmaTokenizer",
 }

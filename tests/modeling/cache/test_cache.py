@@ -117,10 +117,6 @@ def test_it_is_a_transformers_cache_with_the_attributes_their_tools_read(model):
 
 def test_what_it_cannot_do_raises_and_says_so(model):
     _, cache = read(model, draw_ids(1, 9))
-    with pytest.raises(NotImplementedError, match="clone"):
-        cache.crop(-1)
-    with pytest.raises(NotImplementedError, match="rollback"):
-        cache.activate_past_recording()
     with pytest.raises(TypeError, match="RecurrentGemmaConfig"):
         RecurrentGemmaCache({})
     with pytest.raises(TypeError, match="filled by RecurrentGemmaModel"):
