@@ -104,6 +104,7 @@ def _show_memory(console: Console, result: MemoryResult) -> None:
     console.print(table)
     console.print(
         f"slope, bytes per token: cache {result.cache_slope:+.4g}, process {result.rss_slope:+.4g}\n"
+        f"final state against a reread in chunks: largest difference {result.reread_difference:.1e} of the largest\n"
         f"process, last - first: {result.samples[-1].rss_bytes - result.samples[0].rss_bytes:+,} bytes",
         highlight=False,
     )
