@@ -94,5 +94,5 @@ def _transformers_stays_one_module() -> Iterator[None]:
     """Some modules would import Transformers a second time, out of a checkout that is not there."""
     import transformers
 
-    with mock.patch("transformers.utils.direct_transformers_import", lambda *args, **kwargs: transformers):
+    with mock.patch("transformers.utils.direct_transformers_import", return_value=transformers):
         yield

@@ -2,14 +2,12 @@
 
 import sys
 import unittest
-from pathlib import Path
 from unittest import mock
 
 import pytest
-import transformers
 
+import recurrent_gemma
 from recurrent_gemma import RecurrentGemmaConfig, RecurrentGemmaForCausalLM, RecurrentGemmaModel
-from tests.support import ROOT
 from tests.upstream import sources
 from tests.upstream.model_tester import RecurrentGemmaModelTester
 
@@ -81,7 +79,7 @@ def test_fewer_exceptions_than_transformers_skips_for_its_own_class():
     assert len(EXCEPTIONS) < SKIPPED_BY_TRANSFORMERS
 
 
-def test_names_of_packages_stay_with_their_owners():
-    assert sys.modules["transformers"] is transformers
-    assert Path(sys.modules["tests"].__path__[0]) == ROOT / "tests"
+def test_loading_them_leaves_this_package_active_and_its_tests_where_they_are():
+    recurrent_gemma.assert_active()
     assert sys.modules["tests.upstream.sources"] is sources
+    assert sys.modules[sources.PACKAGE] is not sys.modules["tests"]
