@@ -2,8 +2,8 @@
 
 That mixin is not in Transformers' source distribution (tests/upstream runs the ones that are). Its cases are those of
 tests/generation/test_utils.py in huggingface/transformers as of June 2026 (read in the copy
-huggingface/transformers-test-ci at 78007d98e3c4). Each is named with our tests of the same behaviour, or, in words, with
-what keeps it from applying.
+huggingface/transformers-test-ci at 78007d98e3c4). Each is named with our tests of the same behaviour, or, in words,
+with what keeps it from applying.
 """
 
 import ast
