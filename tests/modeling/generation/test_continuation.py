@@ -117,7 +117,7 @@ def test_logits_to_keep_changes_no_token_and_keeps_the_last_columns():
 
 def test_arguments_of_a_caller_reach_forward():
     model, inputs = build(), prompts(PROMPT)
-    prepared = model.prepare_inputs_for_generation(inputs["input_ids"], next_sequence_length=None, mine=3)
+    prepared = model.prepare_inputs_for_generation(inputs["input_ids"], mine=3)
     assert prepared["mine"] == 3
     with pytest.raises(ValueError, match="mine"):
         model.generate(**inputs, mine=3)
