@@ -181,8 +181,12 @@ class RecurrentGemmaConfig(PreTrainedConfig):
 
     @property
     def sliding_window(self) -> int:
-        """Keys a query sees in Transformers' terms, itself included: ``attention_window_size + 1``."""
+        """Keys a query sees in Transformers' terms, itself included: ``attention_window_size + 1``. May be set."""
         return self.attention_window_size + 1
+
+    @sliding_window.setter
+    def sliding_window(self, keys: int) -> None:
+        self.attention_window_size = keys - 1
 
     @property
     def final_logit_softcapping(self) -> float | None:

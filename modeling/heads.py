@@ -44,6 +44,7 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        shift_labels: Tensor | None = None,
         cache: RecurrentGemmaCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -54,6 +55,7 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
                 model.
             logits_to_keep: Compute logits of the last n columns only (0: all), or of the columns in a 1-D index tensor.
             num_items_in_batch: Number of labels that the loss is divided by; their mean when None.
+            shift_labels: (B, L) labels that are shifted already, which sequence parallelism needs; replace ``labels``.
 
         Returns:
             ``loss`` (fp32 scalar), ``logits`` (B, columns kept, vocab_size) in the model's dtype, soft-capped in fp32,
@@ -63,9 +65,11 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
             TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape, or with logits_to_keep.
         """
         tokens = inputs_embeds if input_ids is None else input_ids
-        if labels is not None and isinstance(tokens, Tensor):
+        targets = labels if shift_labels is None else shift_labels
+        if targets is not None and isinstance(tokens, Tensor):
             # Before the model runs, so that a cache stays as it was.
-            check_labels(labels, tuple(tokens.shape[:2]), self.config.vocab_size)
+            name = "labels" if shift_labels is None else "shift_labels"
+            check_labels(targets, tuple(tokens.shape[:2]), self.config.vocab_size, name)
             if isinstance(logits_to_keep, Tensor) or logits_to_keep:
                 raise ValueError(
                     "logits_to_keep: expected 0 together with labels, whose loss needs every logit, got "
@@ -96,9 +100,13 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
             hidden_states = hidden_states[:, -logits_to_keep:]
         logits = self._soft_cap(self.lm_head(hidden_states))
         loss = None
-        if labels is not None:
+        if targets is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+                shift_labels=shift_labels,
             )
         return CausalLMOutputWithPast(
             loss=loss,

@@ -97,16 +97,16 @@ def check_token_ids(input_ids: Tensor, vocab_size: int) -> None:
     )
 
 
-def check_labels(labels: Tensor, shape: tuple[int, ...], vocab_size: int) -> None:
+def check_labels(labels: Tensor, shape: tuple[int, ...], vocab_size: int, name: str = "labels") -> None:
     """Raise TypeError or ValueError unless labels are int64 ids of ``shape``, or -100 where no loss is wanted."""
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels: expected an int64 tensor, got {got}.")
+        raise TypeError(f"{name}: expected an int64 tensor, got {got}.")
     if tuple(labels.shape) != shape:
-        raise ValueError(f"labels: expected shape (B, L) = {shape}, got {tuple(labels.shape)}.")
+        raise ValueError(f"{name}: expected shape (B, L) = {shape}, got {tuple(labels.shape)}.")
     _expect_all(
         ((labels >= 0) & (labels < vocab_size)) | (labels == -100),
-        f"labels: expected ids from 0 to {vocab_size - 1} (vocab_size - 1), or -100",
+        f"{name}: expected ids from 0 to {vocab_size - 1} (vocab_size - 1), or -100",
         labels,
         "mark what is not to be learned with -100",
     )

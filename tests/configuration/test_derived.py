@@ -31,7 +31,13 @@ def test_layer_types_of_more_layers_than_a_hundred_patterns():
 
 
 def test_sliding_window_counts_the_query_itself():
-    assert tiny_config(attention_window_size=7).sliding_window == 8
+    config = tiny_config(attention_window_size=7)
+    assert config.sliding_window == 8
+    config.sliding_window = 3
+    assert config == tiny_config(attention_window_size=2)
+    config.sliding_window = 1
+    with pytest.raises(ValueError, match="attention_window_size: expected at least 1"):
+        config.validate()
 
 
 @pytest.mark.parametrize(("cap", "expected"), [(30.0, 30.0), (12, 12.0), (0, None), (0.0, None), (None, None)])
@@ -54,8 +60,8 @@ def test_derived_values_follow_fields_that_are_set_later():
 
 @pytest.mark.parametrize(
     "name",
-    ["head_dim", "mlp_width", "rotary_dim", "layer_types", "layers_block_type", "sliding_window",
-     "final_logit_softcapping", "final_w_init_variance_scale"],
+    ["head_dim", "mlp_width", "rotary_dim", "layer_types", "layers_block_type", "final_logit_softcapping",
+     "final_w_init_variance_scale"],
 )  # fmt: skip
 def test_derived_values_cannot_be_set(name):
     with pytest.raises(AttributeError, match=r"no setter|can't set attribute"):

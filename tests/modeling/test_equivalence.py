@@ -184,6 +184,16 @@ def test_gradient_flows_through_a_cache_as_through_one_pass():
         assert_close_by_max(model.get_parameter(key).grad, gradient, ROWS_EQUAL_SOLO_GRADIENTS, key)
 
 
+def test_labels_that_are_shifted_already_give_the_same_loss_and_replace_the_others():
+    model, ids = build("shipped pattern"), draw_ids(2, 12)
+    shifted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    expected = model(ids, labels=ids).loss
+    assert torch.equal(model(ids, shift_labels=shifted).loss, expected)
+    assert torch.equal(model(ids, labels=ids.flip(1), shift_labels=shifted).loss, expected)
+    halved = model(ids, shift_labels=shifted, num_items_in_batch=2 * 22).loss
+    assert_close(halved, expected / 2, 1e-6, "loss")
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")  # new name in 5.2x
 def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant):

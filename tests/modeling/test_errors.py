@@ -192,6 +192,8 @@ OPTIONS = {
     "label too large": (ValueError, "labels: expected", {"labels": changed(IDS, 97)}),
     "label below 0": (ValueError, "labels: expected", {"labels": changed(IDS, -1)}),
     "float labels": (TypeError, "labels: expected", {"labels": IDS.float()}),
+    "shifted labels of another length": (ValueError, "shift_labels: expected shape (B, L) = (2, 6), got (2, 5)",
+                                         {"labels": IDS, "shift_labels": IDS[:, 1:]}),
     "labels without their logits": (ValueError, "logits_to_keep: expected 0 together with labels",
                                     {"labels": IDS, "logits_to_keep": 1}),
     "logits_to_keep below 0": (ValueError, "logits_to_keep: expected", {"logits_to_keep": -2}),
