@@ -47,8 +47,8 @@ class MemoryResult:
 def generation_memory(model: RecurrentGemmaForCausalLM, name: str, *, tokens: int, every: int) -> MemoryResult:
     """Decode by sampling and look at the process every so many tokens; then read the same tokens in chunks.
 
-    The loop keeps the cache, the last token, and the ids in memory made beforehand: nothing that grows. Slopes are taken
-    from the first sample on; before it, the window and the allocator's pools fill.
+    The loop keeps the cache, and the ids in memory made beforehand: nothing that grows. Slopes are taken from the first
+    sample on; before it, the window and the allocator's pools fill.
 
     Args:
         model: The model that decodes.

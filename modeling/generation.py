@@ -31,7 +31,9 @@ class RecurrentGemmaGeneration:
         # The cache has both of its names here as well.
         kwargs = rename_cache(kwargs)
         cache = kwargs.get(CACHE_NAME)
-        if isinstance(cache, RecurrentGemmaCache):
+        # An assistant with another vocabulary is given its own drafts in other ids again; they are guesses anyway.
+        is_assistant = getattr(kwargs.get("generation_config"), "is_assistant", False)
+        if isinstance(cache, RecurrentGemmaCache) and not is_assistant:
             ids = kwargs.get("input_ids") if inputs is None else inputs
             _expect_continuation(cache, ids, kwargs.get("attention_mask"))
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]

@@ -8,6 +8,7 @@ from benchmarks.memory import cache_bytes, generation_memory, model_for_memory
 from benchmarks.models import SIZES, build_ours, random_ids
 from recurrent_gemma.configuration.state_size import state_bytes
 from recurrent_gemma.modeling import RecurrentGemmaCache
+from tests.tolerances import SPLIT_EQUALS_WHOLE_LOGITS
 
 SIZE = SIZES["tiny"]
 WINDOW = SIZE.attention_window_size
@@ -42,6 +43,7 @@ def test_samples_lie_where_asked_and_the_cache_stays_flat_behind_the_window():
     assert [sample.tokens for sample in found.samples] == [WINDOW + 4, 2 * (WINDOW + 4), 3 * (WINDOW + 4)]
     assert all(sample.rss_bytes > 0 and sample.seconds_per_token > 0 for sample in found.samples)
     assert found.cache_slope == 0
+    assert 0 < found.reread_difference <= SPLIT_EQUALS_WHOLE_LOGITS
     # The window's keys and values may be a view of them and the newest column.
     column = 2 * 4 * model.config.head_dim
     state = state_bytes(model.config).total + torch.int64.itemsize

@@ -55,8 +55,8 @@ CASES: dict[str, list[str] | str] = {
         "generation/test_modes.py::test_rows_of_a_padded_batch_equal_their_solo_runs",
     ],
     "test_past_key_values_format": [
-        "test_cache.py::test_it_is_a_transformers_cache_with_the_attributes_their_tools_read",
-        "test_cache.py::test_its_size_is_constant_beyond_the_window_and_its_dtypes_are_right",
+        "cache/test_cache.py::test_it_is_a_transformers_cache_with_the_attributes_their_tools_read",
+        "cache/test_cache.py::test_its_size_is_constant_beyond_the_window_and_its_dtypes_are_right",
     ],
     "test_generate_from_random_inputs_embeds": [
         "generation/test_continuation.py::test_embeddings_of_no_token_are_used_in_place_of_the_ids"
@@ -74,8 +74,12 @@ CASES: dict[str, list[str] | str] = {
     ],
     "test_generate_with_static_cache": ["generation/test_static.py::test_static_equals_dynamic_for_three_windows"],
     "test_generate_with_quant_cache": ["generation/test_static.py::test_forms_that_do_not_exist_are_refused"],
-    "test_generate_compile_model_forward_fullgraph": "skipped for models that do not declare _can_compile_fullgraph",
-    "test_generate_compilation_all_outputs": "skipped for models that do not declare _can_compile_fullgraph",
+    "test_generate_compile_model_forward_fullgraph": [
+        "cache/test_static.py::test_generate_compiles_the_static_form_once"
+    ],
+    "test_generate_compilation_all_outputs": [
+        "cache/test_static.py::test_generate_compiles_the_static_form_with_every_output"
+    ],
     "test_generate_methods_with_logits_to_keep": [
         "generation/test_continuation.py::test_logits_to_keep_changes_no_token_and_keeps_the_last_columns"
     ],

@@ -152,6 +152,21 @@ def test_generate_compiles_the_static_form_once():
     assert counters["stats"]["unique_graphs"] == 1
 
 
+def test_generate_compiles_the_static_form_with_every_output():
+    model, ids = build(), draw_ids(2, 9)
+    options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": WINDOW, "return_dict_in_generate": True}
+    options |= {"output_logits": True, "output_scores": True, "output_hidden_states": True}
+    eager = model.generate(ids, cache_implementation="static", **options)
+    config = CompileConfig(backend="aot_eager", fullgraph=True, mode=None, dynamic=False)
+    config._compile_all_devices = True
+    compiled = model.generate(ids, cache_implementation="static", compile_config=config, **options)
+    assert torch.equal(compiled.sequences, eager.sequences)
+    for actual, expected in zip(compiled.logits, eager.logits, strict=True):
+        assert_close(actual, expected, SPLIT_EQUALS_WHOLE_LOGITS, "logits")
+    for actual, expected in zip(compiled.hidden_states[-1], eager.hidden_states[-1], strict=True):
+        assert_close(actual, expected, SPLIT_EQUALS_WHOLE_LOGITS, "hidden states")
+
+
 @every_config
 def test_batch_operations_equal_those_of_the_default_form(name):
     model, ids, more = build(name), draw_ids(3, 12), draw_ids(6, 3)

@@ -46,6 +46,48 @@ def test_a_turn_of_a_chat_goes_on_from_the_cache(count_columns):
     assert sum(fed) == 1 + 5 + NEW - 1
 
 
+@every_shape
+@pytest.mark.parametrize("length", [1, 5, 2 * PROMPT])
+def test_only_the_new_ids_go_on_with_a_mask_of_past_and_new_columns(shape, length, count_columns):
+    model, inputs, question = build(shape), prompts(PROMPT, 3), torch.randint(3, 97, (2, length))
+    cache = RecurrentGemmaCache(model.config)
+    with torch.no_grad():
+        model(**inputs, past_key_values=cache)
+    whole = longer(inputs, torch.cat((inputs["input_ids"], question), dim=1))
+    expected, fed = continuation(model, whole), count_columns(model)
+    new = {"input_ids": question, "attention_mask": whole["attention_mask"]}
+    for options in ({}, {"num_beams": 2}, {"prefill_chunk_size": 2}):
+        fed.clear()
+        again = cache.fork(options.get("num_beams", 1))
+        if options == {"num_beams": 2}:
+            expected_now = continuation(model, whole, num_beams=2)
+            fed.clear()
+        else:
+            expected_now = expected
+        assert torch.equal(continuation(model, new, past_key_values=again, **options), expected_now)
+        assert sum(fed) == length + NEW - 1
+
+
+@pytest.mark.parametrize("length", [1, PROMPT - 1, PROMPT, PROMPT + 1, 3 * PROMPT])
+@pytest.mark.parametrize("static", [False, True])
+def test_only_the_new_ids_are_refused_without_such_a_mask(length, static):
+    """However long they are: Transformers would cut off as many as the cache has seen, and read the rest."""
+    model, inputs, question = build(), prompts(PROMPT), torch.randint(3, 97, (1, length))
+    cache = RecurrentGemmaCache(model.config, static=static)
+    with torch.no_grad():
+        model(**inputs, past_key_values=cache)
+    for options in ({}, {"attention_mask": torch.ones(1, length, dtype=torch.long)}):
+        with pytest.raises(ValueError, match=r"input_ids: expected .* with an attention_mask of 12 \+"):
+            model.generate(question, past_key_values=cache, **options, max_new_tokens=2)
+    mask = torch.ones(1, PROMPT + length + 1, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"attention_mask: expected one column for each of the 12"):
+        model.generate(question, past_key_values=cache, attention_mask=mask, max_new_tokens=2)
+    assert cache.columns == PROMPT
+    both = torch.cat((inputs["input_ids"], question), dim=1)
+    expected = model.generate(both, **EXACTLY, max_new_tokens=3)
+    assert torch.equal(model.generate(both, past_key_values=cache, **EXACTLY, max_new_tokens=3), expected)
+
+
 def test_one_prefix_serves_several_continuations():
     model, prefix = build(), prompts(PROMPT)
     cache = RecurrentGemmaCache(model.config)
