@@ -9,7 +9,7 @@ import recurrent_gemma
 
 PUBLIC_NAMES = {
     "recurrent_gemma": """
-        PRESETS RecurrentGemmaCache RecurrentGemmaConfig RecurrentGemmaForCausalLM RecurrentGemmaModel
+        PRESETS PrefixCache RecurrentGemmaCache RecurrentGemmaConfig RecurrentGemmaForCausalLM RecurrentGemmaModel
         RecurrentGemmaPreTrainedModel RecurrentGemmaTokenizer __version__ assert_active demo_path is_active register
         unregister
     """,
@@ -17,12 +17,13 @@ PUBLIC_NAMES = {
     "recurrent_gemma.configuration": "PRESETS RecurrentGemmaConfig",
     "recurrent_gemma.launch": "environment",
     "recurrent_gemma.modeling": """
-        RecurrentGemmaCache RecurrentGemmaForCausalLM RecurrentGemmaModel RecurrentGemmaPreTrainedModel
+        PrefixCache RecurrentGemmaCache RecurrentGemmaForCausalLM RecurrentGemmaModel RecurrentGemmaPreTrainedModel
     """,
     "recurrent_gemma.modeling.ops": "causal_conv1d local_attention rg_lru",
     "recurrent_gemma.modeling.ops.causal_conv1d": "causal_conv1d",
     "recurrent_gemma.modeling.ops.local_attention": "local_attention",
     "recurrent_gemma.modeling.ops.rg_lru": "rg_lru",
+    "recurrent_gemma.modeling.prefix_cache": "PrefixCache PrefixCacheStatistics",
     "recurrent_gemma.tokenization": "CHAT_TEMPLATE RecurrentGemmaTokenizer",
 }
 # Packages whose files are imported one by one, and that export nothing themselves.
