@@ -5,12 +5,14 @@ is the one that applications use.
 """
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
+from recurrent_gemma.configuration.state_size import state_bytes
 from recurrent_gemma.modeling import PrefixCache, RecurrentGemmaCache
 from recurrent_gemma.modeling.cache import AttentionState, RecurrentState
 
@@ -87,6 +89,31 @@ def branching_trace(requests: int, *, vocab_size: int, seed: int = 0) -> Iterato
         if kind >= 0.62 or kind < 0.5:
             open_conversations.append(request.prompt + request.answer)
         yield request
+
+
+def whole_caches_hit_rate(config: RecurrentGemmaConfig, requests: Iterator[Request], *, max_bytes: int) -> float:
+    """Token hit rate of the plain way: a whole cache for every end of a prompt and of an answer, the oldest goes."""
+    kept: OrderedDict[tuple[int, ...], int] = OrderedDict()
+    asked = reused = total = 0
+
+    def keep(ids: tuple[int, ...]) -> None:
+        nonlocal total
+        total += 0 if ids in kept else state_bytes(config, length=len(ids)).total
+        kept[ids] = state_bytes(config, length=len(ids)).total
+        kept.move_to_end(ids)
+        while total > max_bytes:
+            total -= kept.popitem(last=False)[1]
+
+    for request in requests:
+        ids = request.prompt[:-1]
+        asked += len(ids)
+        found = max((known for known in kept if ids[: len(known)] == known), key=len, default=())
+        reused += len(found)
+        if found:
+            kept.move_to_end(found)
+        keep(ids)
+        keep(request.prompt + request.answer[:-1])
+    return reused / asked
 
 
 def replay(cache: PrefixCache, model: StatesOnly, requests: Iterator[Request]) -> None:

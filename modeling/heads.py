@@ -108,6 +108,20 @@ class RecurrentGemmaForCausalLM(RecurrentGemmaPreTrainedModel, GenerationMixin):
         # The cache has both of its names here as well.
         return super().generate(*args, **rename_cache(kwargs))
 
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        # Transformers asks a cache without attention layers for no length, and would read again what it has seen.
+        cache, length = kwargs.get(CACHE_NAME), input_ids.shape[1]
+        if next_sequence_length is None and isinstance(cache, RecurrentGemmaCache) and cache.columns > 0:
+            # Positions stand for a mask of ones, which newer releases leave out. Either is longer if all ids are new.
+            mask = kwargs.get("attention_mask")
+            all_columns = kwargs.get("position_ids") if mask is None else mask
+            if all_columns is not None and all_columns.shape[1] == length > cache.columns:
+                next_sequence_length = length - cache.columns
+        return super().prepare_inputs_for_generation(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+
     def _soft_cap(self, logits: Tensor) -> Tensor:
         """cap * tanh(logits / cap), in fp32."""
         cap = self.config.final_logit_softcapping

@@ -96,6 +96,12 @@ def expect_model(model: Any, signature: StateSignature) -> None:
         )
 
 
+def states_dtype(model: Any) -> torch.dtype:
+    """The dtype in which ``model``, called here, keeps histories of convolutions, keys and values."""
+    device = model.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+
+
 def expect_cache(cache: Any, signature: StateSignature, length: int) -> None:
     """Raise TypeError or ValueError unless ``cache`` has read one plain row of ``length`` tokens, and no more."""
     if not isinstance(cache, RecurrentGemmaCache):

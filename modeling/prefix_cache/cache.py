@@ -23,6 +23,7 @@ from recurrent_gemma.modeling.prefix_cache.arguments import (
     expect_one_sequence,
     expect_positive,
     refuse,
+    states_dtype,
 )
 from recurrent_gemma.modeling.prefix_cache.disk import DiskStore
 from recurrent_gemma.modeling.prefix_cache.eviction import POLICIES, choose_victim
@@ -237,13 +238,18 @@ class PrefixCache:
 
     def _start(self, model: Any, tokens: Tensor) -> tuple[RecurrentGemmaCache, int]:
         """A cache of the longest stored prefix, and the depth at which ``tokens`` leave the tree; 0: not worth it."""
+        dtype = states_dtype(model)
         with self._lock:
             node, known = self._tree.match(tokens)
             snapshot, windows, depth = node.snapshot, self._tree.windows(node), node.depth
-            dtype = self._dtype
+            if self._dtype not in (None, dtype):
+                raise ValueError(
+                    f"model: expected states in {self._dtype} like those stored, got {dtype}; make a PrefixCache for "
+                    "every model."
+                )
             node.last_used = next(self._clock)
         # Stored tensors are never written into, so they can be copied outside the lock.
-        from_disk = self._from_disk(model, tokens, depth, model.dtype if dtype is None else dtype)
+        from_disk = self._from_disk(model, tokens, depth, dtype)
         if from_disk is not None:
             cache = from_disk
         elif snapshot is not None:

@@ -1,17 +1,15 @@
-"""Which snapshot goes first: the work it saves for each byte it takes, and how long ago it was of use.
+"""Which snapshot goes first: that which saves the least work for each byte it takes and for how long it was of no use.
 
-Source: Marconi (arXiv 2411.19379, section 4.2): score = recency + weight * work saved per byte, each scaled to [0, 1]
-over the candidates; the lowest score goes. Two differences. Any snapshot is a candidate, since removing one that has
-others below it takes nothing from them. And the weight is constant; the paper tunes it on the workload.
+After Marconi (arXiv 2411.19379, section 4.2), which adds recency to work saved per byte, each scaled over the
+candidates, with a weight tuned on the workload. Here the work per byte is divided by the time since the last use: it
+needs no weight, and one snapshot of extreme efficiency does not make all others alike. Any snapshot is a candidate,
+since removing one that has others below it takes nothing from them.
 """
-
-from collections.abc import Sequence
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.prefix_cache.radix_tree import Node, RadixTree
 
 POLICIES = ("flops_per_byte", "lru")
-_WEIGHT = 1.0
 
 
 def choose_victim(tree: RadixTree, config: RecurrentGemmaConfig, policy: str) -> Node:
@@ -25,16 +23,14 @@ def choose_victim(tree: RadixTree, config: RecurrentGemmaConfig, policy: str) ->
     candidates = tree.snapshots()
     if policy == "lru":
         return min(candidates, key=lambda node: node.last_used)
-    # A snapshot that frees nothing by going (one without recurrent states, in the window of others) goes last.
-    efficiencies = [
-        prefill_flops(config, _depth_above(node), node.depth) / max(tree.freed_bytes(node), 1) for node in candidates
-    ]
-    recencies = [float(node.last_used) for node in candidates]
-    scores = [
-        recency + _WEIGHT * efficiency
-        for recency, efficiency in zip(_scaled(recencies), _scaled(efficiencies), strict=True)
-    ]
-    return candidates[scores.index(min(scores))]
+    now = 1 + max(node.last_used for node in candidates)
+
+    def worth(node: Node) -> float:
+        work = prefill_flops(config, _depth_above(node), node.depth)
+        # One without recurrent states, in the window of others, frees nothing by going.
+        return work / max(tree.freed_bytes(node), 1) / (now - node.last_used)
+
+    return min(candidates, key=worth)
 
 
 def prefill_flops(config: RecurrentGemmaConfig, begin: int, end: int) -> int:
@@ -65,8 +61,3 @@ def _depth_above(node: Node) -> int:
     while above is not None and above.snapshot is None:
         above = above.parent
     return 0 if above is None else above.depth
-
-
-def _scaled(values: Sequence[float]) -> list[float]:
-    low, high = min(values), max(values)
-    return [(value - low) / (high - low) if high > low else 1.0 for value in values]
