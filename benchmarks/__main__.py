@@ -8,8 +8,9 @@
 
 Speed: random weights in fp32 on the CPU, shared by both implementations. First they must give the same logits and
 gradients; then the floor, ours and in-tree run in turn, round by round. The floor is the model's own matrix products at
-the same shapes (decode: reading its weights once). Memory: one sequence grows token by token through the cache. Prefix cache: answers below a
-shared system prompt, cold and warm, and hit rates at the sizes of the 2B model, whose states are not computed.
+the same shapes (decode: reading its weights once). Memory: one sequence grows token by token through the cache.
+Prefix cache: answers below a shared system prompt, cold and warm, and hit rates at the sizes of the 2B model, whose
+states are not computed.
 
 Only ratios within one run mean something: take them on an otherwise idle machine.
 """
