@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from recurrent_gemma.modeling import PrefixCache
-from recurrent_gemma.modeling.prefix_cache.disk import DiskStore
 from tests.modeling.models import tiny_config, tiny_model
 from tests.modeling.prefix_cache.trees import check
 from tests.support import run_python
@@ -124,10 +123,6 @@ def _truncate(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
-def _other_ids(path):
-    os.replace(path, path.with_name("prefix-" + 64 * "0" + ".safetensors"))
-
-
 @pytest.mark.parametrize("harm", [_flip, _truncate])
 @pytest.mark.parametrize("when", ["before opening", "after opening"])
 def test_a_broken_file_is_deleted_with_a_warning_and_answers_stay_right(tmp_path, caplog, harm, when):
@@ -150,19 +145,21 @@ def test_a_broken_file_is_deleted_with_a_warning_and_answers_stay_right(tmp_path
 
 
 def test_a_file_under_anothers_name_is_never_taken_for_it(tmp_path, caplog):
-    model = tiny_model()
-    first = PrefixCache(model.config, max_bytes=LARGE, directory=tmp_path, max_disk_bytes=LARGE)
-    first.prefill(model, draw(30))
-    first.prefill(model, other := draw(30))
+    model, ids, other = tiny_model(), draw(30), draw(30)
+    bounds = {"max_bytes": LARGE, "directory": tmp_path, "max_disk_bytes": LARGE}
+    first = PrefixCache(model.config, **bounds)
+    first.prefill(model, ids[:, :-1])
     first.flush()
-    one, two = files(tmp_path)
-    one.write_bytes(two.read_bytes())
-    prefixes = PrefixCache(model.config, max_bytes=LARGE, directory=tmp_path, max_disk_bytes=LARGE)
-    caches = [prefixes.prefill(model, ids) for ids in (*[draw(30)], other)]
-    assert all(cache.columns == 30 for cache in caches)
-    store = DiskStore(tmp_path, prefixes._signature, LARGE)
-    ids = other[0].int()
-    assert store.read(ids, torch.bfloat16) is None
+    (path,) = files(tmp_path)
+    first.prefill(model, other[:, :-1])
+    first.flush()
+    (second,) = set(files(tmp_path)) - {path}
+    path.write_bytes(second.read_bytes())
+    prefixes = PrefixCache(model.config, **bounds)
+    assert torch.equal(prefixes.generate(model, ids, **GREEDY), cold(model, ids))
+    assert f"deleted {path}" in caplog.text and prefixes.statistics.hits == 0
+    assert torch.equal(prefixes.generate(model, other, **GREEDY), cold(model, other))
+    assert prefixes.statistics.disk_hits == 1
 
 
 def test_a_file_that_has_gone_is_forgotten(tmp_path):
