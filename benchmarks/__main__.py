@@ -4,10 +4,13 @@
     python -m benchmarks train [--size 512x6] [--length 2048]
     python -m benchmarks decode [--size 256x12] [--tokens 128]
     python -m benchmarks memory [--size demo] [--tokens 20000] [--every 1000]
+    python -m benchmarks prefix-cache [--size demo] [--system 2000] [--tokens 20] [--requests 200]
 
 Speed: random weights in fp32 on the CPU, shared by both implementations. First they must give the same logits and
 gradients; then the floor, ours and in-tree run in turn, round by round. The floor is the model's own matrix products at
 the same shapes (decode: reading its weights once). Memory: one sequence grows token by token through the cache.
+Prefix cache: answers below a shared system prompt, cold and warm, and hit rates at the sizes of the 2B model, whose
+states are not computed.
 
 Only ratios within one run mean something: take them on an otherwise idle machine.
 """
@@ -19,7 +22,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import memory, report, speed
+from benchmarks import memory, prefix_cache, report, speed
 from benchmarks.models import SIZES
 
 
@@ -40,10 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.write(options.json, report.as_dict(options.case, chosen, machine, result))
 
 
-def _run(options: argparse.Namespace) -> speed.SpeedResult | memory.MemoryResult:
+def _run(options: argparse.Namespace) -> report.Result:
     if options.case == "memory":
         model, name = memory.model_for_memory(options.size)
         return memory.generation_memory(model, name, tokens=options.tokens, every=options.every)
+    if options.case == "prefix-cache":
+        model, name = memory.model_for_memory(options.size)
+        return prefix_cache.prefix_cache(
+            model,
+            name,
+            system=options.system,
+            tokens=options.tokens,
+            repeats=options.repeats,
+            requests=options.requests,
+        )
     size = SIZES[options.size]
     if options.case == "decode":
         return speed.decode(size, tokens=options.tokens, repeats=options.repeats)
@@ -72,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     sampled = _add_case(cases, "memory", memory.generation_memory, "demo")
     sampled.add_argument("--tokens", type=_positive, default=20_000, help="tokens to decode (default %(default)s)")
     sampled.add_argument("--every", type=_positive, default=1000, help="tokens between samples (default %(default)s)")
+
+    shared = _add_case(cases, "prefix-cache", prefix_cache.prefix_cache, "demo")
+    shared.add_argument("--system", type=_positive, default=2000, help="tokens they share (default %(default)s)")
+    shared.add_argument("--tokens", type=_positive, default=20, help="tokens of an answer (default %(default)s)")
+    shared.add_argument("--requests", type=_positive, default=200, help="of the workload (default %(default)s)")
+    shared.add_argument("--repeats", type=_positive, default=7, help="rounds (default %(default)s)")
     return parser
 
 

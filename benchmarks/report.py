@@ -14,8 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.memory import MemoryResult
+from benchmarks.prefix_cache import PrefixCacheResult
 from benchmarks.speed import SpeedResult
 from benchmarks.timing import Timing
+
+Result = SpeedResult | MemoryResult | PrefixCacheResult
 
 # Each changes what allocating and freeing large temporaries costs.
 _ALLOCATOR_PREFIXES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -37,9 +40,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def as_dict(
-    case: str, options: dict[str, Any], machine: dict[str, Any], result: SpeedResult | MemoryResult
-) -> dict[str, Any]:
+def as_dict(case: str, options: dict[str, Any], machine: dict[str, Any], result: Result) -> dict[str, Any]:
     """Everything a run found, in JSON's types."""
     report = {"case": case, "options": options, "environment": machine, "result": dataclasses.asdict(result)}
     if isinstance(result, SpeedResult):
@@ -52,7 +53,7 @@ def write(path: Path, report: dict[str, Any]) -> None:
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def show(console: Console, case: str, size: str, machine: dict[str, Any], result: SpeedResult | MemoryResult) -> None:
+def show(console: Console, case: str, size: str, machine: dict[str, Any], result: Result) -> None:
     """Print the report."""
     console.print(
         f"{machine['hardware']} ({machine['cpu_capability']}), threads {machine['threads']}, cores {machine['cores']}, "
@@ -62,8 +63,10 @@ def show(console: Console, case: str, size: str, machine: dict[str, Any], result
     )
     if isinstance(result, SpeedResult):
         _show_speed(console, case, size, result)
-    else:
+    elif isinstance(result, MemoryResult):
         _show_memory(console, result)
+    else:
+        _show_prefix_cache(console, result)
 
 
 def _show_speed(console: Console, case: str, size: str, result: SpeedResult) -> None:
@@ -108,6 +111,24 @@ def _show_memory(console: Console, result: MemoryResult) -> None:
         f"process, last - first: {result.samples[-1].rss_bytes - result.samples[0].rss_bytes:+,} bytes",
         highlight=False,
     )
+
+
+def _show_prefix_cache(console: Console, result: PrefixCacheResult) -> None:
+    table = Table(title=f"{result.work}: {result.model}", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("", "median ms", "fastest", "slowest"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, timing in result.timings.items():
+        table.add_row(name, *(f"{1e3 * seconds:.4g}" for seconds in (timing.median, *timing.spread)))
+    console.print(table)
+    console.print(f"cold / warm: {_ratio(result.timings['cold'].ratios_to(result.timings['warm']))}", highlight=False)
+    title = f"token hit rate on {result.requests} branching requests, 2B in bfloat16"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("bytes", "flops_per_byte", "lru", "whole caches, lru"):
+        table.add_column(heading, justify="right")
+    for rates in result.hit_rates:
+        figures = (rates.flops_per_byte, rates.lru, rates.whole_caches)
+        table.add_row(f"{rates.max_bytes / 1e6:.0f} MB", *(f"{100 * rate:.1f} %" for rate in figures))
+    console.print(table)
 
 
 def _summary(name: str, result: SpeedResult) -> dict[str, Any]:

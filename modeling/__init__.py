@@ -3,8 +3,10 @@
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
 from recurrent_gemma.modeling.heads import RecurrentGemmaForCausalLM
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
+from recurrent_gemma.modeling.prefix_cache import PrefixCache
 
 __all__ = [
+    "PrefixCache",
     "RecurrentGemmaCache",
     "RecurrentGemmaForCausalLM",
     "RecurrentGemmaModel",

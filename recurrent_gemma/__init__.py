@@ -9,6 +9,7 @@ from pathlib import Path
 
 from recurrent_gemma.configuration import PRESETS, RecurrentGemmaConfig
 from recurrent_gemma.modeling import (
+    PrefixCache,
     RecurrentGemmaCache,
     RecurrentGemmaForCausalLM,
     RecurrentGemmaModel,
@@ -32,6 +33,7 @@ register()
 
 __all__ = [
     "PRESETS",
+    "PrefixCache",
     "RecurrentGemmaCache",
     "RecurrentGemmaConfig",
     "RecurrentGemmaForCausalLM",

@@ -54,6 +54,17 @@ def test_memory_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "slope, bytes per token: cache +0" in capsys.readouterr().out
 
 
+def test_prefix_cache_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--system", "60", "--tokens", "4", "--requests", "12", "--repeats", "2"]
+    result = _run(tmp_path / "report.json", "prefix-cache", *arguments)["result"]
+    assert list(result["timings"]) == ["cold", "warm"]
+    assert all(second > 0 for timing in result["timings"].values() for second in timing["seconds"])
+    for rates in result["hit_rates"]:
+        assert 0 <= rates["whole_caches"] <= rates["lru"] < 1 and 0 <= rates["flops_per_byte"] < 1
+    printed = capsys.readouterr().out
+    assert "cold / warm" in printed and "token hit rate on 12 branching requests" in printed
+
+
 def test_the_report_names_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     threads = []

@@ -66,6 +66,18 @@ def test_each_padded_row_equals_its_solo_run_far_beyond_the_window(model):
         assert torch.equal(batch[index, 12 - n :], solo[0])
 
 
+@pytest.mark.parametrize("block_types", [["recurrent"], ["attention"]])
+def test_a_cache_of_one_kind_of_layers_resumes_where_it_is(block_types):
+    model = tiny_model(tiny_config(block_types=block_types))
+    ids, mask = left_padded((12,), 12)
+    options = {"attention_mask": mask, "max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+    cache = RecurrentGemmaCache(model.config)
+    with torch.no_grad():
+        model(ids[:, :9], past_key_values=cache)
+    assert torch.equal(model.generate(ids, past_key_values=cache, **options), model.generate(ids, **options))
+    assert cache.columns == 12 + 19
+
+
 def test_a_cache_is_handed_back_and_resumes_with_the_full_ids(model, fed):
     ids, _ = left_padded((12,), 12)
     options = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}

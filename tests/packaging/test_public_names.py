@@ -9,7 +9,7 @@ import recurrent_gemma
 
 PUBLIC_NAMES = {
     "recurrent_gemma": """
-        PRESETS RecurrentGemmaCache RecurrentGemmaConfig RecurrentGemmaForCausalLM RecurrentGemmaModel
+        PRESETS PrefixCache RecurrentGemmaCache RecurrentGemmaConfig RecurrentGemmaForCausalLM RecurrentGemmaModel
         RecurrentGemmaPreTrainedModel RecurrentGemmaTokenizer __version__ assert_active demo_path is_active register
         unregister
     """,
@@ -17,7 +17,7 @@ PUBLIC_NAMES = {
     "recurrent_gemma.configuration": "PRESETS RecurrentGemmaConfig",
     "recurrent_gemma.launch": "environment",
     "recurrent_gemma.modeling": """
-        RecurrentGemmaCache RecurrentGemmaForCausalLM RecurrentGemmaModel RecurrentGemmaPreTrainedModel
+        PrefixCache RecurrentGemmaCache RecurrentGemmaForCausalLM RecurrentGemmaModel RecurrentGemmaPreTrainedModel
     """,
     "recurrent_gemma.modeling.cache": """
         AttentionState AttentionTrail LayerState LayerTrail RecurrentGemmaCache RecurrentState RecurrentTrail RingState
@@ -29,6 +29,7 @@ PUBLIC_NAMES = {
         extend_window local_attention local_attention_ring_ ring_to_window window_to_ring
     """,
     "recurrent_gemma.modeling.ops.rg_lru": "rg_lru",
+    "recurrent_gemma.modeling.prefix_cache": "PrefixCache PrefixCacheStatistics",
     "recurrent_gemma.tokenization": "CHAT_TEMPLATE RecurrentGemmaTokenizer",
 }
 # Packages whose files are imported one by one, and that export nothing themselves.
