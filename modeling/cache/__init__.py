@@ -1,6 +1,6 @@
 """What a sequence remembers: the cache, its layers and their states, rollback, and files."""
 
-from recurrent_gemma.modeling.cache.cache import RecurrentGemmaCache, state_signature
+from recurrent_gemma.modeling.cache.cache import RecurrentGemmaCache, StateSignature, state_signature
 from recurrent_gemma.modeling.cache.file import SessionFileError, SessionInfo, read_session_info
 from recurrent_gemma.modeling.cache.states import AttentionState, LayerState, RecurrentState, RingState
 from recurrent_gemma.modeling.cache.trail import AttentionTrail, LayerTrail, RecurrentTrail
@@ -16,6 +16,7 @@ __all__ = [
     "RingState",
     "SessionFileError",
     "SessionInfo",
+    "StateSignature",
     "read_session_info",
     "state_signature",
 ]

@@ -107,6 +107,8 @@ def expect_cache(cache: Any, signature: StateSignature, length: int) -> None:
     if not isinstance(cache, RecurrentGemmaCache):
         raise TypeError(f"cache: expected a RecurrentGemmaCache, got {type(cache).__name__}.")
     _expect_signature("cache", "cache", cache.signature, signature)
+    if cache.static:
+        raise ValueError("cache: expected the default form, got the static one; make it without static=True.")
     if cache.next_position is None:
         raise ValueError("cache: expected one that has read ids, got an empty one; prefill reads and stores.")
     if cache.batch_size != 1:

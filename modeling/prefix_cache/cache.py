@@ -253,7 +253,7 @@ class PrefixCache:
         if from_disk is not None:
             cache = from_disk
         elif snapshot is not None:
-            cache = put_together(self.config, depth, snapshot, windows)
+            cache = put_together(self.config, tokens[:depth], snapshot, windows)
         else:
             cache = RecurrentGemmaCache(self.config)
         with self._lock:
@@ -270,7 +270,7 @@ class PrefixCache:
             stored = self._disk.read(tokens[:depth], dtype)
             if stored is None:  # and forgotten: look for the next
                 continue
-            cache = put_together(self.config, depth, stored[0], [stored[1]])
+            cache = put_together(self.config, tokens[:depth], stored[0], [stored[1]])
             layers = [module for module in model.modules() if isinstance(module, RecurrentGemmaDecoderLayer)]
             for layer, cache_layer in zip(layers, cache.layers, strict=True):
                 device = layer.temporal_pre_norm.weight.device

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import threading
 import time
@@ -22,10 +21,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from recurrent_gemma.modeling.cache import RecurrentState, StateSignature
+from recurrent_gemma.modeling.cache.file import write_atomically
 from recurrent_gemma.modeling.prefix_cache.states import NO_WINDOW, Snapshot, Window
 
 logger = logging.getLogger("recurrent_gemma")
@@ -122,13 +122,9 @@ class DiskStore:
             "depth": str(len(ids)),
             "checksum": _checksum(tensors),
         }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-        try:
-            save_file(tensors, partial, metadata)
-            size = partial.stat().st_size
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        content = serialize(tensors, metadata)
+        write_atomically(path, content)
+        size = len(content)
         with self._lock:
             self._sizes[path], self._depths[path] = size, len(ids)
             self._evict()
@@ -161,7 +157,7 @@ class DiskStore:
 
     def _remove_abandoned(self) -> None:
         """Delete what processes that were ended while writing have left; whoever writes now is done in less time."""
-        for path in self.directory.glob("prefix-*.partial"):
+        for path in self.directory.glob(".prefix-*.tmp"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                     path.unlink()

@@ -83,15 +83,15 @@ def take_apart(cache: RecurrentGemmaCache) -> tuple[Snapshot, Window]:
 
 
 def put_together(
-    config: RecurrentGemmaConfig, depth: int, snapshot: Snapshot, windows: Sequence[Window]
+    config: RecurrentGemmaConfig, tokens: Tensor, snapshot: Snapshot, windows: Sequence[Window]
 ) -> RecurrentGemmaCache:
-    """A cache of one row that has read ``depth`` tokens, in new tensors.
+    """A cache of one row that has read ``tokens``, in new tensors.
 
     Args:
         config: The model's.
-        depth: Tokens read.
+        tokens: (L,) ids read.
         snapshot: The states after them.
-        windows: Their last min(W, depth) keys and values, in consecutive parts.
+        windows: Their last min(W, L) keys and values, in consecutive parts.
     """
     cache = RecurrentGemmaCache(config)
     states, layers = iter(snapshot.states), zip(*(window.layers for window in windows), strict=True)
@@ -105,5 +105,6 @@ def put_together(
             key, value = (torch.cat(next(layers), dim=2) for _ in range(2))
             layer.store(AttentionState(key, value))
             device = device or key.device
-    cache.advance(depth, torch.tensor([depth], device=device))
+    depth = tokens.shape[0]
+    cache.advance(depth, torch.tensor([depth], device=device), tokens[None].to(device, torch.long))
     return cache

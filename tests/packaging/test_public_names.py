@@ -21,7 +21,7 @@ PUBLIC_NAMES = {
     """,
     "recurrent_gemma.modeling.cache": """
         AttentionState AttentionTrail LayerState LayerTrail RecurrentGemmaCache RecurrentState RecurrentTrail RingState
-        SessionFileError SessionInfo read_session_info state_signature
+        SessionFileError SessionInfo StateSignature read_session_info state_signature
     """,
     "recurrent_gemma.modeling.ops": "causal_conv1d local_attention rg_lru",
     "recurrent_gemma.modeling.ops.causal_conv1d": "causal_conv1d conv_history",

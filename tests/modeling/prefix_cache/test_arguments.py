@@ -115,8 +115,8 @@ def test_a_model_in_another_dtype(model, prefixes):
 
 
 def test_caches_that_have_read_something_else(model, prefixes):
-    def filled(ids, **options):
-        cache = RecurrentGemmaCache(model.config)
+    def filled(ids, static=False, **options):
+        cache = RecurrentGemmaCache(model.config, static=static)
         with torch.no_grad():
             model(ids, past_key_values=cache, **options)
         return cache
@@ -126,6 +126,7 @@ def test_caches_that_have_read_something_else(model, prefixes):
     for cache, error, message in (
         (DynamicCache(), TypeError, "cache: expected a RecurrentGemmaCache, got DynamicCache"),
         (RecurrentGemmaCache(model.config), ValueError, "cache: expected one that has read ids, got an empty one"),
+        (filled(ROW, static=True), ValueError, "cache: expected the default form, got the static one"),
         (filled(ROW.expand(2, -1)), ValueError, "cache: expected one row, got 2"),
         (filled(ROW[:, :8]), ValueError, "ids, cache: expected as many ids as the cache has read (8), got 9"),
         (filled(ROW, attention_mask=pads), ValueError, "cache: expected one document without pads"),

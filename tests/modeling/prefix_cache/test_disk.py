@@ -198,7 +198,7 @@ def test_states_in_another_dtype_are_not_found(tmp_path):
 def test_other_files_are_left_alone_and_abandoned_ones_removed(tmp_path):
     for name in ("model.safetensors", "prefix-1.safetensors", "notes.txt"):
         (tmp_path / name).write_text("not ours")
-    old, new = (tmp_path / f"prefix-{c * 64}.safetensors.1.2.partial" for c in "ab")
+    old, new = (tmp_path / f".prefix-{c * 64}.safetensors.12.tmp" for c in "ab")
     for path in (old, new):
         path.write_text("half")
     os.utime(old, (time.time() - 7200,) * 2)
