@@ -1,7 +1,8 @@
 """A text that goes on: its tokens, the state behind them, and the file that keeps both between two programs."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,17 +174,23 @@ def session_info(path: Path, model: Path | None = None) -> None:
 def _read_info(path: Path) -> SessionInfo:
     if not path.exists():
         raise CommandError(f"{path}: no such session file", ExitCode.NOT_FOUND)
-    try:
+    with _reading(path):
         return read_session_info(path)
-    except (SessionFileError, OSError) as error:
-        raise CommandError(one_line(str(error)), ExitCode.SESSION) from error
 
 
 def _load(path: Path, config: RecurrentGemmaConfig) -> RecurrentGemmaCache:
-    try:
+    with _reading(path):
         return RecurrentGemmaCache.load(path, config)
-    except (SessionFileError, OSError) as error:
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SessionFileError as error:
         raise CommandError(one_line(str(error)), ExitCode.SESSION) from error
+    except OSError as error:
+        raise CommandError(f"{path}: the session cannot be read: {one_line(str(error))}", ExitCode.SESSION) from error
 
 
 __all__ = ["Session", "session_info", "state_nbytes"]

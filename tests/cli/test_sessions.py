@@ -218,7 +218,7 @@ def _other_model(config: RecurrentGemmaConfig, file: Path) -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "no session": (lambda config, file: file.write_text("In the beginning"), "expected a complete session file"),
     "empty": (lambda config, file: file.touch(), "expected a complete session file"),
-    "a directory": (lambda config, file: file.mkdir(), "session"),
+    "a directory": (lambda config, file: file.mkdir(), "session: the session cannot be read"),
     "altered": (_damaged, "checksum"),
     "another model's": (_other_model, "attention_window_size = 8), got one of another model"),
     "two rows": (
