@@ -326,7 +326,8 @@ class RecurrentGemmaCache(Cache):
 
         Args:
             path: The file.
-            token_ids: (B, columns) ids that the cache has seen, to be kept beside the state.
+            token_ids: (B, columns or more) ids that the cache has seen, to be kept beside the state, and any that it
+                has yet to read: what generate() samples last, it does not feed.
 
         Raises:
             TypeError, ValueError: token_ids has the wrong dtype or shape.

@@ -45,7 +45,7 @@ class SessionInfo:
         columns: Columns seen, pads included.
         dtype: Dtype of the window and the convolution's history, by torch's name; None if nothing has been read.
         nbytes: Bytes of the file.
-        token_ids: (rows, columns) int64 where they were saved.
+        token_ids: (rows, columns or more) int64 where they were saved; those beyond the columns are yet to be read.
     """
 
     path: Path
@@ -74,10 +74,10 @@ def save(
         rows = tensors["next_position"].shape[0] if tensors else token_ids.shape[0]
         if token_ids.is_floating_point() or token_ids.dtype == torch.bool:
             raise TypeError(f"token_ids: expected an integer tensor, got {token_ids.dtype}.")
-        if tuple(token_ids.shape) != (rows, columns):
+        if token_ids.ndim != 2 or token_ids.shape[0] != rows or token_ids.shape[1] < columns:
             raise ValueError(
-                f"token_ids: expected the ids the cache has seen, of shape (B, columns) = {(rows, columns)}, got "
-                f"{tuple(token_ids.shape)}."
+                f"token_ids: expected the ids the cache has seen, of shape (B, columns) = {(rows, columns)}, and any "
+                f"that it has yet to read, got {tuple(token_ids.shape)}."
             )
         tensors[_TOKEN_IDS] = token_ids.detach().to("cpu", torch.int64).contiguous()
     metadata = {

@@ -1,12 +1,10 @@
 """The commands, their options, and how failures leave the program."""
 
 import contextlib
-import math
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +12,29 @@ import torch
 import typer
 
 import recurrent_gemma
+from recurrent_gemma.cli.chat import chat as hold_chat
 from recurrent_gemma.cli.errors import CommandError, ExitCode, describe, exit_code
 from recurrent_gemma.cli.exec import execute
-from recurrent_gemma.cli.generate import Sampling, check_device, quiet
 from recurrent_gemma.cli.generate import generate as generate_text
+from recurrent_gemma.cli.generate import quiet
 from recurrent_gemma.cli.info import info as print_info
+from recurrent_gemma.cli.options import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    GreedyOption,
+    MaxNewTokensOption,
+    ModelOption,
+    SeedOption,
+    SessionOption,
+    StatsOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    dtype_name,
+    sampling_of,
+)
+from recurrent_gemma.cli.session import session_info
 from recurrent_gemma.configuration import PRESETS
 
 _PROGRAM = "recurrent-gemma"
@@ -27,22 +43,17 @@ Exit codes:
   0    success
   1    unexpected error; --debug before the command shows the traceback
   2    wrong usage or option value
-  3    the checkpoint directory or one of its files does not exist
+  3    a checkpoint directory, one of its files, or a session file does not exist
   4    the checkpoint is of another architecture
   5    the checkpoint is broken: truncated, invalid JSON, missing weights
+  6    the session file is broken, another model's, or cannot be written
   126  exec: the command cannot be executed
   127  exec: the command does not exist
 `exec` ends with the exit code of its command otherwise."""
 
 app = typer.Typer(name=_PROGRAM, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-
-class Dtype(str, Enum):
-    """Dtypes that a model can run in."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
+sessions = typer.Typer(rich_markup_mode=None, help="Files that keep the state of a text.", epilog=_EPILOG)
+app.add_typer(sessions, name="session")
 
 
 def main() -> int:
@@ -71,27 +82,6 @@ def _version(requested: bool) -> None:
         raise typer.Exit
 
 
-def _more_than_zero(value: float | None) -> float | None:
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        raise typer.BadParameter(f"expected a finite number of more than 0, got {value:g}.")
-    return value
-
-
-def _probability(value: float | None) -> float | None:
-    if value is not None and not 0 < value <= 1:
-        raise typer.BadParameter(f"expected more than 0 and at most 1, got {value:g}.")
-    return value
-
-
-def _device(value: str | None) -> str | None:
-    if value is not None:
-        try:
-            check_device(value)
-        except ValueError as error:
-            raise typer.BadParameter(f"{error}.") from error
-    return value
-
-
 @app.callback(invoke_without_command=True, epilog=_EPILOG)
 def _options(
     context: typer.Context,
@@ -107,56 +97,91 @@ def _options(
         raise typer.Exit(ExitCode.USAGE)
 
 
+def _quiet(context: typer.Context) -> contextlib.AbstractContextManager[None]:
+    """The libraries' warnings and progress bars are shown with --debug only."""
+    return contextlib.nullcontext() if context.obj["debug"] else quiet()
+
+
 @app.command(epilog=_EPILOG)
 def generate(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.", show_default=False)],
-    model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Checkpoint directory. Default: the model in the package.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Number of tokens at most. Default: the checkpoint's, else 256.")
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(callback=_more_than_zero, help="Divides the logits. Default: the checkpoint's, else 0.7."),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(callback=_probability, help="Sample from the likeliest tokens of this total probability."),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(min=0, help="Sample from this many tokens, 0: all. Default: the checkpoint's, else 50."),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampling. Default: a new one every time.")
-    ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token instead of sampling.")] = False,
-    device: Annotated[
+    prompt: Annotated[
         str | None,
-        typer.Option(callback=_device, help="Such as cpu or cuda:0. Default: an accelerator if there is one."),
+        typer.Argument(metavar="PROMPT", help="Text to continue; may be left out with a session.", show_default=False),
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Dtype to run in. Default: the checkpoint's.")] = None,
+    model: ModelOption = None,
+    session: SessionOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: SeedOption = None,
+    greedy: GreedyOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    stats: StatsOption = False,
 ) -> None:
     """Continue PROMPT; the text is printed as its tokens come.
 
-    The same seed and settings give the same text as Transformers' pipeline("text-generation").
+    The same seed and settings give the same text as Transformers' pipeline("text-generation"). With --session the text
+    goes on where it ended the time before, and only PROMPT is read.
     """
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, greedy)
-    contradicting = [name for name in ("temperature", "top_p", "top_k") if getattr(sampling, name) is not None]
-    if greedy and contradicting:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in contradicting)
-        raise typer.BadParameter(f"does not go with {options}, which only matter to sampling.", param_hint="--greedy")
-    with contextlib.nullcontext() if context.obj["debug"] else quiet():
+    sampling = sampling_of(max_new_tokens, temperature, top_p, top_k, greedy)
+    with _quiet(context):
         generate_text(
             prompt,
             model=model or recurrent_gemma.demo_path(),
             sampling=sampling,
             seed=seed,
             device=device,
-            dtype=None if dtype is None else dtype.value,
+            dtype=dtype_name(dtype),
+            session_file=session,
+            stats=stats,
         )
+
+
+@app.command(epilog=_EPILOG)
+def chat(
+    context: typer.Context,
+    model: ModelOption = None,
+    session: SessionOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: SeedOption = None,
+    greedy: GreedyOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    stats: StatsOption = False,
+) -> None:
+    """Talk to a model: one turn a line on stdin, answers on stdout as their tokens come.
+
+    The end of the input or /exit ends it; Ctrl-C ends an answer. Every turn goes on from the state after the one before
+    it, which --session saves: what was said is never read again.
+    """
+    sampling = sampling_of(max_new_tokens, temperature, top_p, top_k, greedy)
+    with _quiet(context):
+        hold_chat(
+            model=model or recurrent_gemma.demo_path(),
+            sampling=sampling,
+            seed=seed,
+            device=device,
+            dtype=dtype_name(dtype),
+            session_file=session,
+            stats=stats,
+        )
+
+
+@sessions.command("info", epilog=_EPILOG)
+def session_info_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What --session wrote.", show_default=False)],
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Its checkpoint directory: shows the last line of the text.")
+    ] = None,
+) -> None:
+    """Show a session file's model, its tokens, and the bytes of its state."""
+    session_info(file, model)
 
 
 @app.command(epilog=_EPILOG)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from transformers import AutoTokenizer
 
 from recurrent_gemma.cli.errors import CommandError, ExitCode, reported_as
 from recurrent_gemma.configuration import RecurrentGemmaConfig
@@ -56,6 +57,19 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(directory, config, parameters, tuple(sorted(dtypes)), sum(file.stat().st_size for file in files))
 
 
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        CommandError: It does not exist or does not load.
+    """
+    directory = checkpoint.directory
+    if not (directory / "tokenizer.model").is_file():
+        require_file(directory / "tokenizer.json")
+    with reported_as(ExitCode.BROKEN, f"{directory}: the tokenizer does not load"):
+        return AutoTokenizer.from_pretrained(directory, config=checkpoint.config, local_files_only=True)
+
+
 def require_file(path: Path) -> Path:
     """``path``.
 
@@ -97,4 +111,4 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-__all__ = ["Checkpoint", "open_checkpoint", "require_file"]
+__all__ = ["Checkpoint", "load_tokenizer", "open_checkpoint", "require_file"]

@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     NOT_FOUND = 3
     WRONG_ARCHITECTURE = 4
     BROKEN = 5
+    SESSION = 6
     CANNOT_EXECUTE = 126
     NO_SUCH_COMMAND = 127
 
@@ -42,7 +43,7 @@ def reported_as(exit_code: ExitCode, subject: str) -> Iterator[None]:
     except CommandError:
         raise
     except Exception as error:
-        raise CommandError(f"{subject}: {_one_line(str(error)) or type(error).__name__}", exit_code) from error
+        raise CommandError(f"{subject}: {one_line(str(error)) or type(error).__name__}", exit_code) from error
 
 
 def exit_code(error: Exception) -> int:
@@ -55,13 +56,14 @@ def describe(error: Exception) -> str:
     if isinstance(error, CommandError):
         return str(error)
     if isinstance(error, typer.TyperException):
-        return _one_line(error.format_message())
-    return f"{type(error).__name__}: {_one_line(str(error))}"
+        return one_line(error.format_message())
+    return f"{type(error).__name__}: {one_line(str(error))}"
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """``text`` without line breaks, cut to a readable length."""
     text = " ".join(text.split())
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]} [...]"
 
 
-__all__ = ["CommandError", "ExitCode", "describe", "exit_code", "reported_as"]
+__all__ = ["CommandError", "ExitCode", "describe", "exit_code", "one_line", "reported_as"]

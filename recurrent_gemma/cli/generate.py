@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline, set_seed
+from transformers import AutoModelForCausalLM, TextGenerationPipeline, pipeline, set_seed
 
-from recurrent_gemma.cli.checkpoint import open_checkpoint, require_file
-from recurrent_gemma.cli.errors import ExitCode, reported_as
-from recurrent_gemma.cli.streaming import TextPieceStreamer
+from recurrent_gemma.cli.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
+from recurrent_gemma.cli.errors import CommandError, ExitCode, reported_as
+from recurrent_gemma.cli.session import Session
+from recurrent_gemma.cli.streaming import Meter, TextPieceStreamer
 
 
 @dataclass(frozen=True)
@@ -35,47 +36,91 @@ class Sampling:
 
 
 def generate(
-    prompt: str,
+    prompt: str | None,
     *,
     model: Path,
     sampling: Sampling,
     seed: int | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    session_file: Path | None = None,
+    stats: bool = False,
 ) -> None:
     """Write the prompt and its continuation to stdout, the continuation as its tokens come.
 
     The text is that of ``pipeline("text-generation", model=model)`` after ``set_seed(seed)`` with the same settings.
+    With a session it is that of all the text so far, of which only the new tokens are read.
 
     Args:
-        prompt: Text to continue.
+        prompt: Text to continue; ``None`` or empty only goes on with a session's text.
         model: Checkpoint directory.
         sampling: How tokens are chosen.
         seed: Seed of the random numbers; ``None`` draws one and names it on stderr.
         device: Where to run; ``None`` means what ``pipeline`` picks: an accelerator if there is one.
         dtype: Dtype of the weights; ``None`` means the checkpoint's.
+        session_file: Where the text so far is, if it exists, and will be.
+        stats: Whether to write tokens, their rate and the state's bytes to stderr at the end.
 
     Raises:
-        CommandError: The checkpoint is missing, of another architecture, or broken.
+        CommandError: The checkpoint is missing, of another architecture, or broken; the session cannot go on.
     """
     checkpoint = open_checkpoint(model)
-    if not (model / "tokenizer.model").is_file():
-        require_file(model / "tokenizer.json")
-    with reported_as(ExitCode.BROKEN, f"{model}: the tokenizer does not load"):
-        tokenizer = AutoTokenizer.from_pretrained(model, config=checkpoint.config, local_files_only=True)
-    # Not left to `pipeline`, which hides why a checkpoint does not load and retries in float32.
-    with reported_as(ExitCode.BROKEN, f"{model}: the weights do not load"):
-        weights = AutoModelForCausalLM.from_pretrained(model, dtype=dtype or "auto", local_files_only=True)
-    text_generation = pipeline("text-generation", model=weights, tokenizer=tokenizer, device=device)
+    session = Session.open(session_file, checkpoint.config)
+    if prompt is None and not session.ids:
+        raise CommandError("Missing argument 'PROMPT'.", ExitCode.USAGE)
+    if not prompt and session.ids and not session.unread:
+        raise CommandError(f"{session_file}: its text has ended; give a PROMPT to go on with", ExitCode.USAGE)
+    prompt = prompt or ""
+    text_generation = load_pipeline(checkpoint, device, dtype)
+    session.expect_runs_on(text_generation.model)
+    tokenizer: Any = text_generation.tokenizer
 
+    seed_sampling(seed, sampling)
+    _write(prompt)
+    streamer = Meter(session.cache, TextPieceStreamer(tokenizer, _write))
+    if session_file is None:
+        cache = {"past_key_values": session.cache} if stats else {}
+        text_generation(prompt, streamer=streamer, **cache, **sampling.generate_kwargs())
+    else:
+        # The tokenizer's BOS stands where the text begins.
+        ids = tokenizer(prompt, add_special_tokens=not session.ids).input_ids
+        session.extend(
+            ids, text_generation, eos_ids(text_generation.model), streamer=streamer, **sampling.generate_kwargs()
+        )
+        session.save()
+    _write("\n")
+    if stats:
+        streamer.report()
+
+
+def load_pipeline(checkpoint: Checkpoint, device: str | None, dtype: str | None) -> TextGenerationPipeline:
+    """The pipeline of a checkpoint.
+
+    Raises:
+        CommandError: Its tokenizer or its weights do not load.
+    """
+    tokenizer = load_tokenizer(checkpoint)
+    # Not left to `pipeline`, which hides why a checkpoint does not load and retries in float32.
+    with reported_as(ExitCode.BROKEN, f"{checkpoint.directory}: the weights do not load"):
+        weights = AutoModelForCausalLM.from_pretrained(
+            checkpoint.directory, dtype=dtype or "auto", local_files_only=True
+        )
+    return pipeline("text-generation", model=weights, tokenizer=tokenizer, device=device)
+
+
+def seed_sampling(seed: int | None, sampling: Sampling) -> None:
+    """Seed the random numbers; without a seed, draw one and name it on stderr if it will matter."""
     if seed is None and not sampling.greedy:
         seed = secrets.randbelow(2**32)
         print(f"seed: {seed}", file=sys.stderr)
     if seed is not None:
         set_seed(seed)
-    _write(prompt)
-    text_generation(prompt, streamer=TextPieceStreamer(tokenizer, _write), **sampling.generate_kwargs())
-    _write("\n")
+
+
+def eos_ids(model: Any) -> list[int]:
+    """The tokens that end a text."""
+    ids = model.generation_config.eos_token_id
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
 @contextlib.contextmanager
@@ -111,4 +156,4 @@ def _write(text: str) -> None:
     print(text, end="", flush=True)
 
 
-__all__ = ["Sampling", "check_device", "generate", "quiet"]
+__all__ = ["Sampling", "check_device", "eos_ids", "generate", "load_pipeline", "quiet", "seed_sampling"]

@@ -1,11 +1,16 @@
 """Turns tokens into text as they come; the pieces joined are the text of all tokens."""
 
 import re
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers.generation import BaseStreamer
+
+from recurrent_gemma.cli.session import state_nbytes
+from recurrent_gemma.modeling import RecurrentGemmaCache
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -58,4 +63,54 @@ class TextPieceStreamer(BaseStreamer):
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
-__all__ = ["TextPieceStreamer"]
+class Meter(BaseStreamer):
+    """Counts and times the tokens that pass on to another streamer, over one call of ``generate`` or several.
+
+    Args:
+        cache: The cache that the calls extend.
+        streamer: Takes the tokens; exchange it between two calls.
+
+    Attributes:
+        read: Tokens of prompts that were read, those that the cache had seen before excepted.
+        generated: Tokens generated.
+    """
+
+    def __init__(self, cache: RecurrentGemmaCache, streamer: BaseStreamer) -> None:
+        self.cache = cache
+        self.streamer = streamer
+        self.read = self.generated = 0
+        self._decoded, self._seconds = 0, 0.0
+        self._last: float | None = None
+        self._in_call = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt (first call, shape (1, L)) or a new token (shape (1,))."""
+        if not self._in_call:
+            self._in_call, self._last = True, None
+            self.read += value.shape[-1] - self.cache.columns
+        else:
+            now = time.perf_counter()
+            self.generated += 1
+            # The first token of a call comes out of reading the prompt.
+            if self._last is not None:
+                self._decoded += 1
+                self._seconds += now - self._last
+            self._last = now
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        """The call is over."""
+        self._in_call = False
+        self.streamer.end()
+
+    def report(self) -> None:
+        """Write the figures to stderr."""
+        rate = f"{self._decoded / self._seconds:.1f}" if self._seconds else "-"
+        size = f"{state_nbytes(self.cache):,}"
+        print(
+            f"tokens read: {self.read:,}, generated: {self.generated:,}, tokens/s: {rate}, state: {size} bytes",
+            file=sys.stderr,
+        )
+
+
+__all__ = ["Meter", "TextPieceStreamer"]

@@ -179,7 +179,7 @@ def test_content_that_is_no_state_is_refused_although_its_checksum_is_right(mode
 def test_token_ids_must_be_those_of_the_columns(saved):
     path, cache, ids = saved
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"token_ids: expected .* \(2, 20\), got \(2, 19\)"):
+    with pytest.raises(ValueError, match=r"token_ids: expected .* \(2, 20\).* got \(2, 19\)"):
         cache.save(path, ids[:, 1:])
     with pytest.raises(TypeError, match="token_ids: expected an integer tensor"):
         cache.save(path, ids.float())
