@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -39,6 +40,11 @@ def require(module: str) -> ModuleType:
     if os.environ.get(REQUIRE_EXTRAS) == "1":
         pytest.fail(f"{reason} ({REQUIRE_EXTRAS}=1 makes this a failure)", pytrace=False)
     pytest.skip(reason, allow_module_level=True)
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    """The contents of a Markdown page's fenced blocks in ``language``."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
 def run_python(

@@ -15,14 +15,8 @@ from tests.support import ROOT, require, run_python
 
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-
-
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-
-
-PYTHON = _blocks("python")
-COMMANDS = [line for block in _blocks("bash") for line in block.splitlines()]
+PYTHON = code_blocks(README, "python")
+COMMANDS = [line for block in code_blocks(README, "bash") for line in block.splitlines()]
 OURS = [line for line in COMMANDS if line.startswith("recurrent-gemma ")]
 
 

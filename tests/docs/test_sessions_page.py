@@ -9,7 +9,7 @@ import torch
 from recurrent_gemma.cli import app
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.configuration.state_size import state_bytes
-from tests.support import ROOT, run_python
+from tests.support import ROOT, code_blocks, run_python
 
 PAGE = (ROOT / "docs" / "sessions.md").read_text()
 
@@ -23,13 +23,13 @@ def test_sizes(preset: str):
 
 
 def test_python_example_runs(tmp_path: Path):
-    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    (code,) = code_blocks(PAGE, "python")
     run_python("-c", code + "assert ids.shape[0] == 3\nassert drafts.batch_size == 3", cwd=tmp_path)
     assert app.run(["session", "info", str(tmp_path / "text.session")]) == 0
 
 
 def test_commands_have_the_options_shown(capsys: pytest.CaptureFixture[str]):
-    (block,) = re.findall(r"^```bash\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    (block,) = code_blocks(PAGE, "bash")
     lines = [line.split("#")[0].split()[1:] for line in block.splitlines()]
     assert len(lines) >= 5
     for words in lines:
