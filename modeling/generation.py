@@ -10,8 +10,8 @@ from transformers.generation import GenerationMixin
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
-from recurrent_gemma.modeling.cache.cache import DEFAULT_RECORD_LIMIT
 from recurrent_gemma.modeling.cache.progress import UNKNOWN_ID
+from recurrent_gemma.modeling.cache.recording import DEFAULT_LIMIT
 from recurrent_gemma.modeling.compat import CACHE_NAME, rename_cache
 
 _UNSUPPORTED_CACHES = {
@@ -111,7 +111,7 @@ def _draft_limit(generation_config: GenerationConfig) -> int:
     # The default schedule drafts two tokens more after every round that was accepted as a whole, so the n-th such round
     # follows n^2 tokens. Drafts in another vocabulary may become several tokens each.
     growth = 2 * math.isqrt(max(0, generation_config.max_length or 0))
-    return max(DEFAULT_RECORD_LIMIT, 4 * (drafts + growth))
+    return max(DEFAULT_LIMIT, 4 * (drafts + growth))
 
 
 def _expect_continuation(cache: RecurrentGemmaCache, ids: Any, mask: Any) -> None:

@@ -205,7 +205,8 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
             state = None if cache is None else cache.layers[index].load()
             hidden_states, state, weights, trail = layer(hidden_states, state, context, output_attentions)
             states.append(state)
-            trails.append(trail)
+            if trail is not None:
+                trails.append(trail)
             if weights is not None:
                 all_attentions.append(weights)
         hidden_states = self.final_norm(hidden_states)

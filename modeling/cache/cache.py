@@ -13,13 +13,11 @@ from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import file
 from recurrent_gemma.modeling.cache.layers import LocalAttentionLayer, RecurrentLayer
 from recurrent_gemma.modeling.cache.progress import Progress
+from recurrent_gemma.modeling.cache.recording import Recording
 from recurrent_gemma.modeling.cache.states import LayerState, RecurrentState, RingState
 from recurrent_gemma.modeling.cache.trail import ColumnTrail, LayerTrail
 
 StateSignature = tuple[tuple[str, object], ...]
-
-# Columns that can be taken back after a prompt. Drafts of assisted generation are shorter.
-DEFAULT_RECORD_LIMIT = 64
 
 
 class RecurrentGemmaCache(Cache):
@@ -39,9 +37,6 @@ class RecurrentGemmaCache(Cache):
         batch_size: Rows to make the static form's buffers for, now; None: with the first tokens.
         dtype: The model's dtype, with ``batch_size``; None: fp32.
         device: Where the buffers live, with ``batch_size``.
-
-    Attributes:
-        record_limit: Columns of a prompt that ``crop`` can take back while the past is recorded.
 
     Raises:
         TypeError: ``config`` is of another family.
@@ -64,10 +59,8 @@ class RecurrentGemmaCache(Cache):
         self.signature = state_signature(config)
         self.config_fields = file.config_fields(config)
         self.static = static
-        self.record_limit = DEFAULT_RECORD_LIMIT
         self._progress = Progress(static)
-        self._column_trail: ColumnTrail | None = None
-        self._read_since_activation = False
+        self._recording = Recording()
         self._is_user_defined = False  # for generate(): whether the cache outlives the call
         super().__init__(layers=[self._make_layer(kind) for kind in config.layers_block_type])
         if batch_size is not None:
@@ -87,6 +80,15 @@ class RecurrentGemmaCache(Cache):
     def last_ids(self) -> Tensor | None:
         """(B, n) int64 ids of the last columns, at most 8; -1 where embeddings were read. None before the first."""
         return self._progress.last_ids
+
+    @property
+    def record_limit(self) -> int:
+        """Columns of a prompt that ``crop`` can take back while the past is recorded."""
+        return self._recording.limit
+
+    @record_limit.setter
+    def record_limit(self, columns: int) -> None:
+        self._recording.limit = columns
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns seen, pads included; the same for every layer."""
@@ -176,16 +178,14 @@ class RecurrentGemmaCache(Cache):
 
     def columns_to_record(self, length: int) -> int:
         """How many of the last columns of a forward pass over ``length`` the layers' trails have to cover."""
-        if not self.layers[0].record_past:
-            return 0
-        return length if self._read_since_activation else min(length, self.record_limit)
+        return self._recording.columns_to_record(length) if self.layers[0].record_past else 0
 
     def advance(
         self,
         columns: int,
         next_position: Tensor,
         ids: Tensor | None = None,
-        trails: Sequence[LayerTrail | None] = (),
+        trails: Sequence[LayerTrail] = (),
         column_trail: ColumnTrail | None = None,
     ) -> None:
         """Note that a forward pass has stored its states after ``columns`` more columns.
@@ -198,7 +198,7 @@ class RecurrentGemmaCache(Cache):
             column_trail: What they share.
         """
         if column_trail is not None:
-            self._extend_trails(trails, column_trail)
+            self._recording.extend(trails, column_trail)
         new = self.next_position is None
         self._progress.advance(columns, next_position, ids)
         if new and self.static:
@@ -215,8 +215,7 @@ class RecurrentGemmaCache(Cache):
                 "RecurrentGemmaCache.activate_past_recording: the static form overwrites its past, so tokens cannot be "
                 "taken back; use the default form for assisted generation."
             )
-        if not self.layers[0].record_past:
-            self._read_since_activation = False
+        self._recording.prompt_read &= self.layers[0].record_past
         for layer in self.layers:
             layer.record_past = True
 
@@ -233,38 +232,39 @@ class RecurrentGemmaCache(Cache):
             raise ValueError(
                 f"tokens_to_remove: expected 0 or a negative number of columns to take back, got {tokens_to_remove}."
             )
-        recorded = 0 if self._column_trail is None else self._column_trail.valid.shape[1]
+        recorded = self._recording.length
         if -tokens_to_remove > recorded:
             raise ValueError(
                 f"tokens_to_remove: expected at most the {recorded} columns recorded since the last crop, got "
                 f"{-tokens_to_remove}; call activate_past_recording() before the tokens are read, and see record_limit."
             )
-        if tokens_to_remove and self._column_trail is not None:
-            self._step_back(recorded + tokens_to_remove, self._column_trail)
-        self._column_trail = None
-        for layer in self.layers:
-            layer.trail = None
+        if self.columns + tokens_to_remove == 0:
+            self.reset()
+        elif tokens_to_remove:
+            self._step_back(recorded + tokens_to_remove)
+        self._recording.forget()
 
     def reset(self) -> None:
         """Forget everything. The default form then takes any batch size; the static one keeps its buffers."""
         super().reset()
-        self._column_trail, self._read_since_activation = None, False
+        self._recording.forget()
+        self._recording.prompt_read = False
         self._progress.reset()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes what row ``beam_idx[i]`` was."""
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
-        self._map_counters(lambda t: t.index_select(0, beam_idx.to(t.device)))
+        self._map_rest(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows ``indices``, in that order. The static form gets new buffers if their number changes."""
         super().batch_select_indices(indices)
-        self._map_counters(lambda t: t[indices.to(t.device)])
+        self._map_rest(lambda t: t[indices.to(t.device)])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row ``repeats`` times. The static form gets new buffers."""
         super().batch_repeat_interleave(repeats)
-        self._map_counters(lambda t: t.repeat_interleave(repeats, dim=0))
+        self._map_rest(lambda t: t.repeat_interleave(repeats, dim=0))
 
     def clone(self) -> "RecurrentGemmaCache":
         """An independent copy; gradients flow through neither."""
@@ -282,13 +282,14 @@ class RecurrentGemmaCache(Cache):
         """Cut the gradient through the states, in place; returns self."""
         for layer in self.layers:
             layer.map(Tensor.detach)
+        self._recording.map(Tensor.detach)
         return self
 
     def to(self, device: torch.device | str) -> "RecurrentGemmaCache":
         """Move every state to ``device``, in place; returns self."""
         for layer in self.layers:
             layer.map(lambda t: t.to(device))
-        self._map_counters(lambda t: t.to(device))
+        self._map_rest(lambda t: t.to(device))
         if isinstance(self._progress.columns, Tensor):
             self._progress.columns = self._progress.columns.to(device)
         return self
@@ -363,13 +364,13 @@ class RecurrentGemmaCache(Cache):
         # Tensors that carry a graph refuse to be deep-copied.
         copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__)
-        copied._progress = self._progress.clone()
+        copied._progress, copied._recording = self._progress.clone(), self._recording.clone()
         copied.layers = []
         for layer in self.layers:
             twin = type(layer)(copied._progress, layer.window, layer.static)
             state = layer.load()
             twin.put(None if state is None else type(state)(*(t.detach().clone() for t in state)))
-            twin.trail, twin.record_past = layer.trail, layer.record_past  # trails are never written into
+            twin.record_past = layer.record_past
             copied.layers.append(twin)
         return copied
 
@@ -396,31 +397,18 @@ class RecurrentGemmaCache(Cache):
             for buffer in (*states, *self._progress.tensors()):
                 torch._dynamo.mark_static_address(buffer)
 
-    def _map_counters(self, function: Callable[[Tensor], Tensor]) -> None:
+    def _map_rest(self, function: Callable[[Tensor], Tensor]) -> None:
         self._progress.map(function)
-        if self._column_trail is not None:
-            self._column_trail = ColumnTrail(*map(function, self._column_trail))
+        self._recording.map(function)
 
-    def _extend_trails(self, trails: Sequence[LayerTrail | None], columns: ColumnTrail) -> None:
-        self._read_since_activation = True
-        earlier, added = self._column_trail, columns.valid.shape[1]
-        joined = columns if earlier is None else earlier.joined(columns)
-        keep = min(joined.valid.shape[1], max(self.record_limit, added))
-        for layer, trail in zip(self.layers, trails, strict=True):
-            assert trail is not None
-            whole = trail if layer.trail is None else layer.trail.joined(trail)  # type: ignore[arg-type]
-            layer.trail = whole.last(keep, joined.starts, joined.valid)
-        self._column_trail = joined.last(keep)
-
-    def _step_back(self, count: int, columns: ColumnTrail) -> None:
-        removed = columns.valid.shape[1] - count
-        if self.columns == removed:
-            self.reset()
-            return
-        for layer in self.layers:
-            assert layer.trail is not None
-            layer.store(layer.trail.state_after(count, columns.starts, columns.valid))
-        self._progress.place(columns.position_after(count), columns.ids_after(count), self.columns - removed)
+    def _step_back(self, count: int) -> None:
+        """Take the states after the first ``count`` recorded columns."""
+        columns = self._recording.columns
+        assert columns is not None
+        for layer, trail in zip(self.layers, self._recording.trails, strict=True):
+            layer.store(trail.state_after(count, columns.starts, columns.valid))
+        kept = self.columns - (columns.valid.shape[1] - count)
+        self._progress.place(columns.position_after(count), columns.ids_after(count), kept)
 
 
 def state_signature(config: RecurrentGemmaConfig) -> StateSignature:

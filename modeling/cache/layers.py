@@ -9,22 +9,19 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 
 from recurrent_gemma.modeling.cache.progress import Progress
 from recurrent_gemma.modeling.cache.states import AttentionState, LayerState, RecurrentState, RingState
-from recurrent_gemma.modeling.cache.trail import LayerTrail
 
 
 class _StateLayer:
-    """What both layer types share: the state, its trail, and operations on the batch."""
+    """What both layer types share: the state, and operations on the batch."""
 
     is_sliding = True
     supports_early_init = False
     state: LayerState | None
-    trail: LayerTrail | None
 
     def __init__(self, progress: Progress, window: int | None, static: bool) -> None:
         super().__init__()
         self.progress, self.window, self.static = progress, window, static
         self.record_past = False
-        self.trail = None
         self.put(None)
 
     @property
@@ -58,19 +55,14 @@ class _StateLayer:
         raise NotImplementedError
 
     def map(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Apply ``function`` to every tensor of state and trail; static buffers keep their place where they fit."""
+        """Apply ``function`` to every tensor of the state; static buffers keep their place where they fit."""
         if self.state is not None:
             new = type(self.state)(*map(function, self.state))
             fits = all(a.shape == b.shape and a.device == b.device for a, b in zip(new, self.state, strict=True))
             (self.store if fits else self.put)(new)
-        if self.trail is not None:
-            base = type(self.trail.base)(*map(function, self.trail.base))
-            rest = {k: function(t) for k, t in self.trail._asdict().items() if isinstance(t, Tensor)}
-            self.trail = self.trail._replace(base=base, **rest)  # type: ignore[arg-type]
 
     def reset(self) -> None:
         """Forget everything; the static form keeps its buffers."""
-        self.trail = None
         if self.static:
             self.map(torch.zeros_like)
         else:

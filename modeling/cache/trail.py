@@ -4,6 +4,7 @@ A recurrence cannot run backwards, but its output is its state: the states of th
 forward pass computed anyway. Convolution and attention need their inputs of these columns.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -68,6 +69,10 @@ class RecurrentTrail(NamedTuple):
             self.state_after(cut, starts, valid), self.conv[:, cut:].clone(), self.rg_lru[:, cut:].clone()
         )
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "RecurrentTrail":
+        """The trail with ``function`` applied to every tensor."""
+        return RecurrentTrail(RecurrentState(*map(function, self.base)), function(self.conv), function(self.rg_lru))
+
     def joined(self, later: "RecurrentTrail") -> "RecurrentTrail":
         """The trail of these columns and later ones."""
         return RecurrentTrail(
@@ -100,6 +105,11 @@ class AttentionTrail(NamedTuple):
         cut = self.key.shape[2] - count
         key, value = (t[:, :, cut:].clone() for t in (self.key, self.value))
         return AttentionTrail(self.state_after(cut, starts, valid), key, value, self.window)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "AttentionTrail":
+        """The trail with ``function`` applied to every tensor."""
+        base = AttentionState(*map(function, self.base))
+        return AttentionTrail(base, function(self.key), function(self.value), self.window)
 
     def joined(self, later: "AttentionTrail") -> "AttentionTrail":
         """The trail of these columns and later ones."""

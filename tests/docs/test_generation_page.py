@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
-from recurrent_gemma.modeling.cache.cache import DEFAULT_RECORD_LIMIT
+from recurrent_gemma.modeling.cache.recording import DEFAULT_LIMIT
 from tests.support import ROOT, code_blocks, run_python
 
 PAGE = (ROOT / "docs" / "generation.md").read_text()
@@ -22,4 +22,4 @@ def test_what_a_recorded_column_takes():
     taken = recurrent * config.lru_width * (4 + 2) + attention * 2 * config.num_key_value_heads * config.head_dim * 2
     assert f"a recorded column takes {taken / 1e6:.2f} MB" in PAGE
     assert f"takes {taken / 1e6:.2f} MB in bf16" in (ROOT / "docs" / "design.md").read_text()
-    assert f", {DEFAULT_RECORD_LIMIT} unless set otherwise" in PAGE
+    assert f", {DEFAULT_LIMIT} unless set otherwise" in PAGE

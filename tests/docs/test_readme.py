@@ -11,7 +11,7 @@ import torch
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.configuration.state_size import kv_cache_bytes, state_bytes
-from tests.support import ROOT, require, run_python
+from tests.support import ROOT, code_blocks, require, run_python
 
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

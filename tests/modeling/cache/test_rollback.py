@@ -112,7 +112,7 @@ def test_rounds_of_drafts_as_assisted_generation_reads_them():
         cache.crop(-4)
         accepted += 1 + right
         assert cache.columns == accepted
-        assert all(layer.trail is None for layer in cache.layers)
+        assert cache._recording.length == 0 and cache._recording.trails == []
     with torch.no_grad():
         expected = model(ids, use_cache=False).logits[:, accepted:]
     assert_close(read(model, ids[:, accepted:], cache), expected, SPLIT_EQUALS_WHOLE_LOGITS, "after the rounds")
@@ -122,7 +122,8 @@ def test_a_prompt_is_recorded_to_its_limit_and_what_follows_as_a_whole():
     model = build()
     cache = recording(model, limit=6)
     read(model, draw_ids(1, 100), cache)
-    assert [layer.trail[1].shape[1 if layer.trail[1].ndim == 3 else 2] for layer in cache.layers] == [6] * 5
+    assert cache._recording.length == 6
+    assert [trail[1].shape[1 if trail[1].ndim == 3 else 2] for trail in cache._recording.trails] == [6] * 5
     clone = cache.clone()
     with pytest.raises(ValueError, match=r"tokens_to_remove: expected at most the 6 columns recorded .*, got 7"):
         cache.crop(-7)
@@ -135,7 +136,7 @@ def test_a_prompt_is_recorded_to_its_limit_and_what_follows_as_a_whole():
     # Single tokens since the last crop are kept to the limit.
     for _ in range(20):
         read(model, draw_ids(1, 1), clone)
-    assert clone._column_trail.valid.shape[1] == 6
+    assert clone._recording.length == 6
     clone.crop(-6)
     assert clone.columns == 114
 
@@ -228,7 +229,7 @@ def test_any_order_of_operations_equals_an_uncached_pass(data, tmp_path_factory)
                         solo = model(row[None], use_cache=False).logits[0, -count:]
                         assert_close(logits[i][new[i] == 1], solo, SPLIT_EQUALS_WHOLE_LOGITS, f"{name}, row {i}")
         elif operation == "crop":
-            most = min(len(recorded), 0 if cache._column_trail is None else cache._column_trail.valid.shape[1])
+            most = min(len(recorded), cache._recording.length)
             removed = data.draw(st.integers(0, most))
             cache.crop(-removed)
             if removed:
