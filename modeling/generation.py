@@ -57,6 +57,8 @@ class RecurrentGemmaGeneration:
     ) -> None:
         # Transformers would make a cache that cannot hold this family's state.
         given = model_kwargs.get(CACHE_NAME)
+        past = given.columns if isinstance(given, RecurrentGemmaCache) else 0
+        _expect_tokens_at_the_end(model_kwargs.get("attention_mask"), past, generation_config.prefill_chunk_size)
         implementation = generation_config.cache_implementation
         if given is not None:
             if not isinstance(given, RecurrentGemmaCache):
@@ -86,6 +88,12 @@ class RecurrentGemmaGeneration:
         if generation_config.is_assistant:
             cache.activate_past_recording()
         model_kwargs[CACHE_NAME] = cache
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        # Transformers gives pads position 0 and counts on from the last column: wrong where that is a pad.
+        positions = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)  # type: ignore[misc]
+        mask = model_kwargs.get("attention_mask")
+        return positions if mask is None else (mask.long().cumsum(dim=-1) - 1).clamp_min(0)
 
     @staticmethod
     def create_masks_for_generate(
@@ -140,6 +148,21 @@ def _expect_continuation(cache: RecurrentGemmaCache, ids: Any, mask: Any) -> Non
         raise ValueError(
             f"input_ids: expected all ids from the start, the first {columns} as past_key_values has seen them, got "
             f"others; pass them, or only the new ones with an attention_mask of {columns} + {length} columns."
+        )
+
+
+def _expect_tokens_at_the_end(mask: Any, past: int, chunk: int | None) -> None:
+    """Raise ValueError if a row has no token in the last pass over a prompt, which gives the first new one."""
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] <= past:
+        return
+    columns = mask.shape[1] - past
+    last = columns if chunk is None else columns % chunk or chunk
+    empty = (mask[:, mask.shape[1] - last :] != 0).sum(dim=1) == 0
+    if bool(empty.any()):
+        row = int(empty.nonzero()[0])
+        raise ValueError(
+            f"attention_mask: expected a token of each row in the last {last} columns, which are read together and "
+            f"give the first new one, got pads only in row {row}; pad on the left."
         )
 
 

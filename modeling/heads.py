@@ -14,6 +14,8 @@ from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
 from recurrent_gemma.modeling.generation import RecurrentGemmaGeneration
 from recurrent_gemma.modeling.inputs import check_labels
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
+from recurrent_gemma.modeling.ops.dispatch import holds_on_cpu
+from recurrent_gemma.modeling.ops.ragged import gather_columns
 
 
 class RecurrentGemmaForCausalLM(  # type: ignore[misc]
@@ -58,7 +60,8 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
             shift_labels: (B, L) labels that are shifted already, which sequence parallelism needs; replace ``labels``.
 
         Returns:
-            ``loss`` (fp32 scalar), ``logits`` (B, columns kept, vocab_size) in the model's dtype, soft-capped in fp32,
+            ``loss`` (fp32 scalar), ``logits`` (B, columns kept, vocab_size) in the model's dtype, soft-capped in fp32
+            (at a pad: those of the token before it, so that the last column has each row's next token),
             ``past_key_values`` (``cache`` from Transformers 5.24 on), ``hidden_states``, ``attentions``.
 
         Raises:
@@ -94,6 +97,8 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
+        if attention_mask is not None:
+            hidden_states = _repeat_at_pads(hidden_states, attention_mask)
         if isinstance(logits_to_keep, Tensor):
             hidden_states = hidden_states[:, logits_to_keep]
         elif logits_to_keep:
@@ -122,3 +127,13 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
         if cap is None:
             return logits
         return torch.tanh(logits.to(torch.promote_types(logits.dtype, torch.float32)) / cap) * cap
+
+
+def _repeat_at_pads(hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+    """Hidden states (B, L, D) with those of the last valid token in place of each pad's after it."""
+    length = hidden_states.shape[1]
+    valid = attention_mask[:, attention_mask.shape[1] - length :].to(hidden_states.device) != 0
+    if holds_on_cpu(valid):
+        return hidden_states
+    columns = torch.arange(length, device=valid.device)
+    return gather_columns(hidden_states, (valid * columns).cummax(dim=1).values)

@@ -126,3 +126,57 @@ def test_eager_attention_generates_what_sdpa_does(shape):
     expected = continuation(model, inputs)
     model.set_attn_implementation("eager")
     assert torch.equal(continuation(model, inputs), expected)
+
+
+def scattered(rows, columns, side):
+    """Rows of ids in one batch, with pads on the given side, or at random places; pads hold an ordinary token."""
+    ids, mask = torch.full((len(rows), columns), 5), torch.zeros(len(rows), columns, dtype=torch.long)
+    for index, row in enumerate(rows):
+        n = row.shape[1]
+        places = {"left": range(columns - n, columns), "right": range(n)}
+        chosen = torch.tensor(places[side]) if side in places else torch.randperm(columns)[:n].sort().values
+        ids[index, chosen], mask[index, chosen] = row[0], 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("side", ["left", "right", "anywhere"])
+@every_shape
+def test_pads_on_any_side_leave_each_row_as_it_is_alone(shape, side):
+    model, rows = build(shape), [torch.randint(3, 97, (1, n)) for n in (PROMPT, 1, 5)]
+    batch = scattered(rows, PROMPT + 2, side)
+    new = continuation(model, batch, max_new_tokens=50)
+    for index, row in enumerate(rows):
+        alone = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+        assert torch.equal(new[index : index + 1], continuation(model, alone, max_new_tokens=50))
+    for options in ({"cache_implementation": "static"}, {"use_cache": False}):
+        assert torch.equal(continuation(model, batch, max_new_tokens=50, **options), new)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+def test_pads_on_the_right_are_those_on_the_left_in_every_mode(options):
+    model, rows = build(), [torch.randint(3, 97, (1, n)) for n in (PROMPT, 3, 7)]
+    left, right = (continuation(model, scattered(rows, PROMPT, side), **options) for side in ("left", "right"))
+    assert torch.equal(left, right)
+
+
+def test_a_pad_repeats_the_logits_of_the_token_before_it():
+    model, rows = build(), [torch.randint(3, 97, (1, n)) for n in (PROMPT, 4)]
+    batch = scattered(rows, PROMPT + 1, "right")
+    with torch.no_grad():
+        logits = model(**batch).logits
+        for index, row in enumerate(rows):
+            last = model(row).logits[0, -1]
+            for column in range(row.shape[1] - 1, PROMPT + 1):
+                torch.testing.assert_close(logits[index, column], last, atol=2e-5, rtol=0)
+        kept = model(**batch, logits_to_keep=1).logits
+    torch.testing.assert_close(kept, logits[:, -1:], atol=2e-5, rtol=0)
+
+
+def test_a_row_without_a_token_where_the_first_new_one_comes_from_is_refused():
+    model, rows = build(), [torch.randint(3, 97, (1, n)) for n in (PROMPT, 4)]
+    batch = scattered(rows, PROMPT, "right")
+    with pytest.raises(ValueError, match=r"token of each row in the last 2 columns .* in row 1; pad on the left"):
+        continuation(model, batch, prefill_chunk_size=5)
+    with pytest.raises(ValueError, match="got pads only in row 0"):
+        continuation(model, {"input_ids": batch["input_ids"], "attention_mask": torch.zeros(2, PROMPT).long()})
+    continuation(model, batch, prefill_chunk_size=20)
