@@ -149,19 +149,9 @@ class RecurrentGemmaCache(Cache):
                 "early_initialization: expected the static form, got the default one, which has no buffers; make the "
                 "cache with static=True."
             )
-        sizes: dict[str, Any] = dict(self.signature)
-        width, slots = sizes["lru_width"], sizes["attention_window_size"] + 1
-        keys = (batch_size, sizes["num_key_value_heads"], slots, sizes["head_dim"])
+        sizes = dict(self.signature)
         for layer in self.layers:
-            state: LayerState
-            if isinstance(layer, RecurrentLayer):
-                conv = torch.zeros(batch_size, sizes["conv1d_width"] - 1, width, dtype=dtype, device=device)
-                state_dtype = torch.promote_types(dtype, torch.float32)
-                state = RecurrentState(conv, torch.zeros(batch_size, width, dtype=state_dtype, device=device))
-            else:
-                key, value = (torch.zeros(keys, dtype=dtype, device=device) for _ in range(2))
-                state = RingState(key, value, torch.zeros(batch_size, dtype=torch.long, device=device))
-            layer.put(state)
+            layer.allocate(sizes, batch_size, dtype, device)
         self._progress.place(torch.zeros(batch_size, dtype=torch.long, device=device))
         self._fix_addresses()
 

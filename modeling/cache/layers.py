@@ -106,6 +106,12 @@ class _StateLayer:
 class RecurrentLayer(_StateLayer, LinearAttentionCacheLayerMixin):
     """State of one recurrent block."""
 
+    def allocate(self, sizes: dict[str, Any], batch: int, dtype: torch.dtype, device: torch.device | str) -> None:
+        """Make the static form's buffers; ``sizes`` are the entries of a cache's signature."""
+        conv = torch.zeros(batch, sizes["conv1d_width"] - 1, sizes["lru_width"], dtype=dtype, device=device)
+        state_dtype = torch.promote_types(dtype, torch.float32)
+        self.put(RecurrentState(conv, torch.zeros(batch, sizes["lru_width"], dtype=state_dtype, device=device)))
+
     def put(self, state: LayerState | None) -> None:
         assert state is None or isinstance(state, RecurrentState)
         self.state = state
@@ -119,6 +125,12 @@ class RecurrentLayer(_StateLayer, LinearAttentionCacheLayerMixin):
 
 class LocalAttentionLayer(_StateLayer, CacheLayerMixin):  # type: ignore[override]
     """State of one local attention block."""
+
+    def allocate(self, sizes: dict[str, Any], batch: int, dtype: torch.dtype, device: torch.device | str) -> None:
+        """Make the static form's buffers; ``sizes`` are the entries of a cache's signature."""
+        shape = (batch, sizes["num_key_value_heads"], sizes["attention_window_size"] + 1, sizes["head_dim"])
+        key, value = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self.put(RingState(key, value, torch.zeros(batch, dtype=torch.long, device=device)))
 
     def put(self, state: LayerState | None) -> None:
         assert state is None or isinstance(state, (AttentionState, RingState))
