@@ -218,6 +218,7 @@ class RecurrentGemmaCache(Cache):
         Raises:
             ValueError: The number is positive, or more columns than were recorded since the last ``crop``.
         """
+        tokens_to_remove = int(tokens_to_remove)  # generate() may pass a tensor
         if tokens_to_remove > 0:
             raise ValueError(
                 f"tokens_to_remove: expected 0 or a negative number of columns to take back, got {tokens_to_remove}."

@@ -89,4 +89,4 @@ class Progress:
 
 def last_columns(earlier: Tensor, later: Tensor) -> Tensor:
     """(B, at most 8) the last of two runs of ids."""
-    return torch.cat((earlier, later[:, -LAST_IDS:].to(earlier.dtype)), dim=1)[:, -LAST_IDS:]
+    return torch.cat((earlier, later[:, -LAST_IDS:].to(earlier)), dim=1)[:, -LAST_IDS:]

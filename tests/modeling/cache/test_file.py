@@ -1,6 +1,7 @@
 """A state in a file: it goes on bit for bit in another process, and a file that is not what it says is refused."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -206,36 +207,46 @@ torch.save(logits, {str(tmp_path / "logits.pt")!r})
 
 
 _WRITER = """
-import itertools, sys
+import itertools, os, sys
 import torch
 from recurrent_gemma.modeling.cache.file import save
-tensors = {f"part {i}": torch.full((1 << 18,), 0.0) for i in range(4)}
-print("ready", flush=True)
-for number in itertools.count(1):
-    for tensor in tensors.values():
-        tensor.fill_(number)
-    save(sys.argv[1], {}, tensors, number, None)
-    print(number, flush=True)
+torch.set_num_threads(1)
+for line in sys.stdin:
+    child = os.fork()  # a process of its own, without another import of torch
+    if child:
+        os.waitpid(child, 0)
+        os.write(1, b"ended\\n")
+        continue
+    os.write(1, f"{os.getpid()}\\n".encode())
+    tensors = {f"part {i}": torch.zeros(1 << 16) for i in range(4)}
+    for number in itertools.count(int(line)):
+        for tensor in tensors.values():
+            tensor.fill_(number)
+        save(sys.argv[1], {}, tensors, number, None)
 """
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes")
 def test_a_killed_process_leaves_a_whole_file(tmp_path):
     """SIGKILL at random moments of saving over and over: the file is always one that was saved as a whole."""
-    path = tmp_path / "state"
-    delays = torch.rand(12).mul(0.03).tolist()
-    for attempt, delay in enumerate(delays):
-        with subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
-        ) as process:
-            assert process.stdout.readline() == "ready\n"
-            for _ in range(1 + attempt % 3):
-                process.stdout.readline()
+    path, seen = tmp_path / "state", set()
+    command = [sys.executable, "-c", _WRITER, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path.cwd()}
+    with subprocess.Popen(command, **pipes) as process:
+        for attempt, delay in enumerate(torch.rand(40).mul(0.1).tolist()):
+            process.stdin.write(f"{1000 * attempt + 1}\n")
+            process.stdin.flush()
+            writer = int(process.stdout.readline())
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(timeout=delay)
-            process.send_signal(signal.SIGKILL)
-        info = read_session_info(path)
-        tensors = load_file(path)
-        assert {tensor.unique().item() for tensor in tensors.values()} == {float(info.columns)}
+            os.kill(writer, signal.SIGKILL)
+            assert process.stdout.readline() == "ended\n"
+            if path.exists():
+                columns = read_session_info(path).columns
+                assert {tensor.unique().item() for tensor in load_file(path).values()} == {float(columns)}
+                seen.add(columns)
+        process.stdin.close()
+    assert len(seen) > 10
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
