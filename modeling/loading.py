@@ -38,6 +38,10 @@ def naming_broken_files(source: str, folder: Path) -> Iterator[None]:
         ) from error
     except json.JSONDecodeError as error:
         raise OSError(f"{folder / _INDEX}: expected JSON, got a file that breaks off or is none ({error}).") from error
+    except KeyError as error:
+        if error.args != ("weight_map",):
+            raise
+        raise OSError(f"{folder / _INDEX}: expected an entry weight_map, which names each weight's file.") from error
     except OSError as error:
         if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
             raise OSError(

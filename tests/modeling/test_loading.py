@@ -146,6 +146,8 @@ def test_broken_index_is_named(sharded):
     index = sharded / "model.safetensors.index.json"
     index.write_text(index.read_text()[:100])
     assert_refused(sharded, f"{index}: expected JSON", error=OSError)
+    index.write_text("{}")
+    assert_refused(sharded, f"{index}: expected an entry weight_map", error=OSError)
 
 
 def test_weight_that_a_shard_lacks(sharded):
