@@ -1,5 +1,7 @@
 """The static form: buffers that stay, the results of the default form, one compilation for all tokens."""
 
+import shutil
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -119,6 +121,20 @@ def test_prefill_and_decoding_compile_once_each_without_graph_breaks(name):
         assert_close(torch.cat(pieces, dim=1), expected, SPLIT_EQUALS_WHOLE_LOGITS, "compiled")
         assert counter.frame_count == count and addresses(cache) == before
         cache.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch's compiler about torch itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the default backend needs a C++ compiler")
+@torch.no_grad()
+def test_the_default_backend_gives_the_same():
+    model, ids = build(), draw_ids(2, 3 * WINDOW)
+    expected = model(ids, use_cache=False).logits
+    torch._dynamo.reset()
+    compiled, cache = torch.compile(model, fullgraph=True), RecurrentGemmaCache(model.config, static=True, batch_size=2)
+    pieces = [compiled(ids[:, :8], past_key_values=cache).logits]
+    pieces += [compiled(ids[:, t : t + 1], past_key_values=cache).logits for t in range(8, ids.shape[1])]
+    assert_close(torch.cat(pieces, dim=1), expected, SPLIT_EQUALS_WHOLE_LOGITS, "inductor")
 
 
 @torch.no_grad()
