@@ -5,6 +5,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from tests.modeling.generation.shapes import NEW, PROMPT, SHAPES, build, continuation, every_shape, prompts
+from tests.tolerances import bf16_model_tolerance, relative_root_mean_square_error
 
 MODES = {
     "greedy": {},
@@ -180,3 +181,24 @@ def test_a_row_without_a_token_where_the_first_new_one_comes_from_is_refused():
     with pytest.raises(ValueError, match="got pads only in row 0"):
         continuation(model, {"input_ids": batch["input_ids"], "attention_mask": torch.zeros(2, PROMPT).long()})
     continuation(model, batch, prefill_chunk_size=20)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cache_implementation": "static"}, {"prefill_chunk_size": 5}, {"prompt_lookup_num_tokens": 3}],
+    ids=["default", "static", "in chunks", "drafts"],
+)
+@every_shape
+def test_in_bf16_the_logits_are_those_of_an_uncached_pass(shape, options):
+    """Near ties fall either way in bf16, so logits are compared along the tokens that were chosen."""
+    model = build(shape).to(torch.bfloat16)
+    inputs = prompts(PROMPT) if "prompt_lookup_num_tokens" in options else prompts(PROMPT, 3)
+    wanted = {"output_logits": True, "return_dict_in_generate": True, "do_sample": False, "eos_token_id": None}
+    outputs = model.generate(**inputs, **wanted, **options, max_new_tokens=NEW)
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, NEW), value=1)
+    with torch.no_grad():
+        logits = model(outputs.sequences, attention_mask=mask, use_cache=False).logits
+    expected, actual = logits[:, PROMPT - 1 : -1], torch.stack(outputs.logits, dim=1)
+    # Both routes are rounded.
+    bar = 2 * bf16_model_tolerance(model.config.num_hidden_layers)
+    assert relative_root_mean_square_error(actual, expected) <= bar
