@@ -208,6 +208,13 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.close(directory)
 
 
+def content_of(tensor: Tensor) -> bytes:
+    """The bytes of a tensor's elements in order, for checksums."""
+    # Not contiguous(): one element passes for contiguous with any stride, and is no view of bytes then.
+    copied = tensor.clone(memory_format=torch.contiguous_format)
+    return copied.view(-1).view(torch.uint8).numpy().tobytes()
+
+
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as stream:
@@ -250,7 +257,7 @@ def _parts(tensors: dict[str, Tensor]) -> Iterator[bytes]:
     for name in sorted(tensors):
         tensor = tensors[name]
         yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        yield tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        yield content_of(tensor)
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = ()) -> None:

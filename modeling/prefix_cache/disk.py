@@ -25,7 +25,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from recurrent_gemma.modeling.cache import RecurrentState, StateSignature
-from recurrent_gemma.modeling.cache.file import write_atomically
+from recurrent_gemma.modeling.cache.file import content_of, write_atomically
 from recurrent_gemma.modeling.prefix_cache.states import NO_WINDOW, Snapshot, Window
 
 logger = logging.getLogger("recurrent_gemma")
@@ -196,7 +196,7 @@ def _digest(dtype: torch.dtype) -> "hashlib._Hash":
 def _checksum(tensors: dict[str, Tensor]) -> str:
     checksum = 0
     for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, checksum)
+        checksum = zlib.crc32(content_of(tensors[name]), checksum)
     return f"{checksum:08x}"
 
 

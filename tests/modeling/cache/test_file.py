@@ -66,6 +66,18 @@ def test_it_goes_on_bit_for_bit(name, dtype, static, length, tmp_path):
         assert_close(read(model, more, as_static), expected, SPLIT_EQUALS_WHOLE_LOGITS, "static")
 
 
+def test_a_state_that_went_back_can_be_saved(model, tmp_path):
+    """What is cut out of a trail may have strides of its own, even one row of one element."""
+    ids, cache = draw_ids(1, 12), RecurrentGemmaCache(model.config)
+    cache.activate_past_recording()
+    read(model, ids, cache)
+    cache.crop(-3)
+    cache.save(tmp_path / "state", ids)
+    loaded = RecurrentGemmaCache.load(tmp_path / "state", model.config)
+    assert loaded.columns == 9 and loaded.next_position.tolist() == [9]
+    assert torch.equal(read(model, ids[:, 9:], loaded), read(model, ids[:, 9:], cache))
+
+
 def test_an_empty_state_can_be_saved(model, tmp_path):
     for static in (False, True):
         RecurrentGemmaCache(model.config, static=static).save(tmp_path / "state")
