@@ -82,7 +82,7 @@ def derive_sequence_inputs(
         positions=positions,
         starts=None if holds_on_cpu(~starts) else starts,
         valid=valid,
-        next_position=_next_position(positions, valid, start_position),
+        next_position=next_positions(positions, valid, start_position)[:, -1].clone(),  # a view keeps all alive
         past_length=start_position,
     )
 
@@ -252,24 +252,14 @@ def _checked_positions(
     return positions
 
 
-def _next_position(positions: Tensor, valid: Tensor | None, start_position: Tensor) -> Tensor:
-    if valid is None:
-        return positions[:, -1] + 1
-    columns = torch.arange(1, valid.shape[1] + 1, device=valid.device)
-    last = (valid * columns).amax(dim=1)  # 1-based; 0 for a row of pads
-    after_last = positions.gather(1, (last - 1).clamp_min(0)[:, None])[:, 0] + 1
-    return torch.where(last > 0, after_last, start_position)
-
-
-def next_positions(sequence: SequenceInputs) -> Tensor:
-    """(B, L) int64: after each column, the position of the row's next valid token."""
-    positions, valid = sequence.positions, sequence.valid
+def next_positions(positions: Tensor, valid: Tensor | None, start_position: Tensor) -> Tensor:
+    """(B, L) int64: after each column, the position of the row's next valid token; before all, start_position (B,)."""
     if valid is None:
         return positions + 1
     columns = torch.arange(1, valid.shape[1] + 1, device=valid.device)
     last = (valid * columns).cummax(dim=1).values  # 1-based; 0 before the first valid token
     after_last = positions.gather(1, (last - 1).clamp_min(0)) + 1
-    return torch.where(last > 0, after_last, sequence.past_length[:, None])
+    return torch.where(last > 0, after_last, start_position[:, None])
 
 
 def _expect_all(condition: Tensor, expected: str, actual: Tensor, remedy: str) -> None:

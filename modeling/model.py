@@ -289,7 +289,7 @@ def _column_trail(sequence: SequenceInputs, ids: Tensor | None, cache: Recurrent
     return ColumnTrail(
         starts=torch.zeros_like(positions, dtype=torch.bool) if sequence.starts is None else sequence.starts,
         valid=torch.ones_like(positions, dtype=torch.bool) if sequence.valid is None else sequence.valid,
-        next_position=next_positions(sequence),
+        next_position=next_positions(positions, sequence.valid, sequence.past_length),
         ids=torch.full_like(positions, UNKNOWN_ID) if ids is None else ids,
         base_position=sequence.past_length,
         base_ids=positions[:, :0] if cache.last_ids is None else cache.last_ids,

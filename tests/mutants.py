@@ -199,7 +199,7 @@ def state_kept_in_bf16(patch: pytest.MonkeyPatch) -> None:
 
 @_killed_by(checks.check_decode, "hawk_paper")
 def every_call_starts_a_document(patch: pytest.MonkeyPatch) -> None:
-    _wrap(patch, inputs, "_next_position", lambda op, *args: torch.zeros_like(op(*args)))
+    _wrap(patch, inputs, "next_positions", lambda op, *args: torch.zeros_like(op(*args)))
 
 
 @_killed_by(checks.check_prefill, "hawk_paper")

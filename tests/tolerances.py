@@ -151,6 +151,18 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, name: str) 
     assert difference <= tolerance, f"{name}: max|difference| {difference:.3g} exceeds {tolerance:.3g}"
 
 
+def assert_routes_agree(actual: Tensor, expected: Tensor, layers: int, name: str) -> None:
+    """Assert that two routes of a model of ``layers`` layers give the same logits, in the dtype of ``expected``.
+
+    In fp32 to the contract of split rows; in bf16 to what both routes' roundings give.
+    """
+    if expected.dtype == torch.float32:
+        assert_close(actual, expected, SPLIT_EQUALS_WHOLE_LOGITS, name)
+        return
+    error, bar = relative_root_mean_square_error(actual, expected), 2 * bf16_model_tolerance(layers)
+    assert error <= bar, f"{name}: rms(difference) / rms(expected) {error:.3g} exceeds {bar:.3g}"
+
+
 def assert_close_by_max(actual: Tensor, expected: Tensor, tolerance: float, name: str) -> None:
     """Assert that ``relative_to_max`` is at most ``tolerance``; ``name`` starts the message."""
     relative = relative_to_max(actual, expected)

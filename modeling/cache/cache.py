@@ -313,6 +313,8 @@ class RecurrentGemmaCache(Cache):
             for layer, state in zip(cache.layers, file.states_from(config, tensors, columns), strict=True):
                 layer.store(state)
             cache._progress.place(tensors["next_position"], tensors["last_ids"], columns)
+            if static:
+                cache._fix_addresses()
         return cache
 
     def save(self, path: str | os.PathLike, token_ids: Tensor | None = None) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Sequence
+from operator import methodcaller
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -273,10 +274,7 @@ class PrefixCache:
             cache = put_together(self.config, tokens[:depth], stored[0], [stored[1]])
             layers = [module for module in model.modules() if isinstance(module, RecurrentGemmaDecoderLayer)]
             for layer, cache_layer in zip(layers, cache.layers, strict=True):
-                device = layer.temporal_pre_norm.weight.device
-                state = cache_layer.load()
-                assert state is not None
-                cache_layer.store(state._replace(**{k: t.to(device) for k, t in state._asdict().items()}))
+                cache_layer.map(methodcaller("to", layer.temporal_pre_norm.weight.device))
             self._store(tokens[:depth], cache)
             return cache
         return None

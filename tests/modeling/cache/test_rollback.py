@@ -7,12 +7,7 @@ from hypothesis import strategies as st
 
 from recurrent_gemma.modeling import RecurrentGemmaCache
 from tests.modeling.models import CONFIGS, WINDOW, tiny_config, tiny_model
-from tests.tolerances import (
-    SPLIT_EQUALS_WHOLE_LOGITS,
-    assert_close,
-    bf16_model_tolerance,
-    relative_root_mean_square_error,
-)
+from tests.tolerances import SPLIT_EQUALS_WHOLE_LOGITS, assert_close, assert_routes_agree
 
 every_config = pytest.mark.parametrize("name", list(CONFIGS))
 
@@ -69,11 +64,8 @@ def test_a_cropped_cache_goes_on_as_if_nothing_had_been_read(name, dtype, prompt
             actual = read(model, other, cache, (1, 3))
             with torch.no_grad():
                 expected = model(torch.cat((ids[:, :kept], other), dim=1), use_cache=False).logits[:, kept:]
-            if dtype == torch.float32:
-                assert_close(actual, expected, SPLIT_EQUALS_WHOLE_LOGITS, f"{name}: {removed} of {cuts} taken back")
-            else:
-                bar = 2 * bf16_model_tolerance(model.config.num_hidden_layers)  # both routes are rounded
-                assert relative_root_mean_square_error(actual, expected) <= bar
+            what = f"{name}: {removed} of {cuts} taken back"
+            assert_routes_agree(actual, expected, model.config.num_hidden_layers, what)
 
 
 @every_config

@@ -5,7 +5,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from tests.modeling.generation.shapes import NEW, PROMPT, SHAPES, build, continuation, every_shape, prompts
-from tests.tolerances import bf16_model_tolerance, relative_root_mean_square_error
+from tests.tolerances import assert_routes_agree
 
 MODES = {
     "greedy": {},
@@ -199,6 +199,4 @@ def test_in_bf16_the_logits_are_those_of_an_uncached_pass(shape, options):
     with torch.no_grad():
         logits = model(outputs.sequences, attention_mask=mask, use_cache=False).logits
     expected, actual = logits[:, PROMPT - 1 : -1], torch.stack(outputs.logits, dim=1)
-    # Both routes are rounded.
-    bar = 2 * bf16_model_tolerance(model.config.num_hidden_layers)
-    assert relative_root_mean_square_error(actual, expected) <= bar
+    assert_routes_agree(actual, expected, model.config.num_hidden_layers, shape)
