@@ -1,0 +1,7 @@
+"""Checkpoints of DeepMind's code, JAX and PyTorch, to Transformers directories and back, bit for bit."""
+
+from recurrent_gemma.conversion_scripts.checkpoints import ConversionError
+from recurrent_gemma.conversion_scripts.convert import ConversionResult, convert
+from recurrent_gemma.conversion_scripts.plan import ConversionPlan
+
+__all__ = ["ConversionError", "ConversionPlan", "ConversionResult", "convert"]

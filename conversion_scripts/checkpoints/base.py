@@ -1,0 +1,90 @@
+"""What a checkpoint is to a conversion: names, shapes and dtypes known at once, values read one tensor at a time."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recurrent_gemma.conversion_scripts.parameter_map import Kind
+
+FLOATS = ("float32", "bfloat16", "float16")
+# (name) -> the tensor to write under it, contiguous and alone in its storage; called once for each name.
+ReadTensor = Callable[[str], Tensor]
+
+
+class ConversionError(ValueError):
+    """A checkpoint that cannot be converted, or a target that cannot be written.
+
+    Attributes:
+        problems: Everything that is wrong, one line each, with the names of the entries.
+    """
+
+    def __init__(self, subject: str, problems: list[str] | tuple[str, ...] | str) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        lines = self.problems[0] if len(self.problems) == 1 else "\n  ".join(("", *self.problems)).rstrip()
+        super().__init__(f"{subject}: {lines}")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and dtype (by torch's name, as far as it has one) of an entry."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values; 0 for a dtype that torch does not have."""
+        dtype = getattr(torch, self.dtype, None)
+        return torch.Size(self.shape).numel() * dtype.itemsize if isinstance(dtype, torch.dtype) else 0
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+class Checkpoint(ABC):
+    """A checkpoint on disk, open as far as its headers.
+
+    Attributes:
+        kind: Whose format it is.
+        path: Where it is.
+        tensors: Every entry, by the names of ``kind``.
+        config: The fields of its config.json, where the format has one.
+    """
+
+    kind: Kind
+    path: Path
+    tensors: dict[str, TensorInfo]
+    config: Mapping[str, Any] | None = None
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """The values of one entry; nothing of it stays in memory once the result is gone.
+
+        Raises:
+            ConversionError: They cannot be read.
+        """
+
+
+def without_prefix(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """``tensors`` by shorter names where all names begin with ``prefix``, once or several times."""
+    while tensors and all(name.startswith(prefix) for name in tensors):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a directory's entries, are on the disk."""
+    # Not every system opens directories.
+    with suppress(PermissionError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

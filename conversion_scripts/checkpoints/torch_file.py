@@ -1,0 +1,161 @@
+"""DeepMind's PyTorch checkpoints: one ``.pt`` or ``.bin`` file with a dictionary of tensors.
+
+The file is torch.save's: a zip archive with a pickle that says which tensors there are and one record for the bytes of
+each. Tensors are read from and written to their records one at a time; torch.save would need them all.
+"""
+
+import io
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from recurrent_gemma.conversion_scripts.checkpoints.base import (
+    Checkpoint,
+    ConversionError,
+    ReadTensor,
+    TensorInfo,
+    sync,
+    without_prefix,
+)
+
+SUFFIXES = (".pt", ".pth", ".bin")
+
+
+class TorchCheckpoint(Checkpoint):
+    """A file that torch.save wrote: a dictionary of tensors by DeepMind's names, with or without ``params.`` before them.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConversionError: It is none, holds something else, or would run code when loaded.
+    """
+
+    kind = "torch"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._check_archive()
+        tensors = self._load_without_values()
+        other = [f"{name} ({type(value).__name__})" for name, value in tensors.items() if not _is_dense(value)]
+        if other:
+            raise ConversionError(str(path), f"expected dense tensors by name, got others: {', '.join(other)}.")
+        self._tensors: dict[str, Tensor] = without_prefix(tensors, "params.")
+        self.tensors = {
+            name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in self._tensors.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        stub = self._tensors[name]
+        if not stub.numel():
+            return torch.empty(stub.shape, dtype=stub.dtype)
+        # A view, such as the transposed weights of DeepMind's own converter, spans a part of its record.
+        span = 1 + sum((size - 1) * stride for size, stride in zip(stub.shape, stub.stride(), strict=True))
+        values = torch.empty(span, dtype=stub.dtype)
+        with self.path.open("rb") as stream:
+            stream.seek(stub.untyped_storage()._checkpoint_offset + stub.storage_offset() * stub.dtype.itemsize)
+            read = stream.readinto(values.view(torch.uint8).numpy())
+        if read != values.nbytes:
+            raise ConversionError(str(self.path), f"{name}: expected {values.nbytes} bytes, got {read}.")
+        return values.as_strided(stub.shape, stub.stride())
+
+    def _check_archive(self) -> None:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                byteorder = [name for name in archive.namelist() if name.endswith("/byteorder")]
+                stored = archive.read(byteorder[0]).decode() if byteorder else "little"
+        except zipfile.BadZipFile as error:
+            raise ConversionError(
+                str(self.path),
+                f"expected a complete file of torch.save, got one that is truncated or none ({error}). A file of "
+                "PyTorch before 1.6 has to be loaded and saved again.",
+            ) from error
+        if stored != sys.byteorder:
+            raise ConversionError(str(self.path), f"expected bytes in {sys.byteorder}-endian order, got {stored}.")
+
+    def _load_without_values(self) -> dict[str, Any]:
+        try:
+            with FakeTensorMode():
+                loaded = torch.load(self.path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ConversionError(
+                str(self.path),
+                "expected nothing but tensors, got a file that would run code when it is loaded, and loaded nothing "
+                f"of it. If you trust its source, load it with torch.load(..., weights_only=False) and save the "
+                f"tensors alone. ({' '.join(str(error).split())[:300]})",
+            ) from error
+        except Exception as error:
+            raise ConversionError(str(self.path), f"expected a complete file of torch.save: {error}") from error
+        if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
+            raise ConversionError(
+                str(self.path), f"expected a dictionary of tensors by name, got {type(loaded).__name__}."
+            )
+        return loaded
+
+
+def write_torch_file(path: Path, tensors: dict[str, TensorInfo], read: ReadTensor) -> None:
+    """Write a file that ``torch.load(path, weights_only=True)`` gives the dictionary ``tensors`` from.
+
+    Args:
+        path: The file to make.
+        tensors: The entries.
+        read: Gives the values of each, which are written before the next are asked for.
+    """
+    writer = torch._C.PyTorchFileWriter(str(path))
+    description = _describe(tensors)
+    writer.write_record("data.pkl", description, len(description))
+    writer.write_record("byteorder", sys.byteorder, len(sys.byteorder))
+    for index, name in enumerate(tensors):
+        storage = read(name).untyped_storage()
+        writer.write_record(f"data/{index}", storage, storage.nbytes())
+    writer.write_end_of_file()
+    sync(path)
+
+
+def _describe(tensors: dict[str, TensorInfo]) -> bytes:
+    """The pickle of the dictionary, with references to records in place of values."""
+    stream = io.BytesIO()
+    # The protocol of torch.save; weights_only takes no newer one.
+    pickler = _Pickler(stream, protocol=2)
+    pickler.dump({name: _Unread(index, info) for index, (name, info) in enumerate(tensors.items())})
+    return stream.getvalue()
+
+
+class _Unread:
+    """A tensor of the dictionary, of which the pickle holds everything but the values."""
+
+    def __init__(self, index: int, info: TensorInfo) -> None:
+        self.record, self.info = _Record(index, info), info
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        stride = torch.empty(self.info.shape, device="meta").stride()
+        return torch._utils._rebuild_tensor_v2, (self.record, 0, self.info.shape, stride, False, OrderedDict())
+
+
+class _Record:
+    """The storage of a tensor, by the name of its record."""
+
+    def __init__(self, index: int, info: TensorInfo) -> None:
+        dtype = getattr(torch, info.dtype)
+        legacy_class = torch.storage._dtype_to_storage_type_map()[dtype]
+        elements = torch.Size(info.shape).numel()
+        self.reference = ("storage", getattr(torch, legacy_class), str(index), "cpu", elements)
+
+
+class _Pickler(pickle.Pickler):
+    """Writes records by reference."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        return obj.reference if isinstance(obj, _Record) else None
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized

@@ -1,0 +1,142 @@
+"""Transformers directories: config.json and safetensors, in one file or in shards with an index."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recurrent_gemma.conversion_scripts.checkpoints.base import (
+    Checkpoint,
+    ConversionError,
+    ReadTensor,
+    TensorInfo,
+)
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+# safetensors' names of dtypes that are not torch's in capitals.
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool", "U8": "uint8",
+           "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"}  # fmt: skip
+
+
+def is_transformers(path: Path) -> bool:
+    """Whether a directory is a model that Transformers saved."""
+    return (path / CONFIG).is_file()
+
+
+class TransformersCheckpoint(Checkpoint):
+    """A directory that ``save_pretrained`` wrote, of this package's classes or of Transformers' own.
+
+    A backbone that was saved alone has the names of the whole model here.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        ConversionError: A file is missing, truncated, or not what it should be.
+    """
+
+    kind = "hf"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = _read_json(path / CONFIG)
+        self._files: dict[str, Path] = {}
+        self._names: dict[str, str] = {}
+        self.tensors = {}
+        for file in self._weight_files():
+            with _opened(file) as entries:
+                for stored in entries.keys():  # noqa: SIM118 - not a dict, and not iterable
+                    entry = entries.get_slice(stored)
+                    name = stored if stored.startswith(("model.", "lm_head.")) else f"model.{stored}"
+                    if name in self._names:
+                        raise ConversionError(str(path), f"{stored}: in {self._files[name].name} and in {file.name}.")
+                    self._files[name], self._names[name] = file, stored
+                    dtype = entry.get_dtype()
+                    self.tensors[name] = TensorInfo(tuple(entry.get_shape()), _DTYPES.get(dtype, dtype))
+
+    def read(self, name: str) -> Tensor:
+        # Opened anew each time: what an open file has given stays mapped.
+        with _opened(self._files[name]) as entries:
+            return entries.get_tensor(self._names[name])
+
+    def _weight_files(self) -> list[Path]:
+        if (self.path / WEIGHTS).is_file():
+            return [self.path / WEIGHTS]
+        if not (self.path / INDEX).is_file():
+            pickled = next(self.path.glob("pytorch_model*.bin"), None)
+            remedy = (
+                f"got {pickled.name}: load it with from_pretrained(..., use_safetensors=False), which runs what is in "
+                "it, and save it with save_pretrained"
+                if pickled
+                else "got none of them"
+            )
+            raise ConversionError(str(self.path), f"expected {WEIGHTS} or {INDEX}, {remedy}.")
+        weight_map = _read_json(self.path / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ConversionError(str(self.path / INDEX), "expected an entry weight_map of names to files, got none.")
+        return [self.path / file for file in sorted(set(weight_map.values()))]
+
+
+def shards_of(tensors: dict[str, TensorInfo], max_shard_size: int | str) -> dict[str, list[str]]:
+    """The names of the entries in each weight file, as ``save_pretrained`` distributes them.
+
+    Args:
+        tensors: The entries.
+        max_shard_size: Bytes of a file at most, as a number or like ``"5GB"``.
+
+    Raises:
+        ValueError: The size is none.
+    """
+    if isinstance(max_shard_size, int) and max_shard_size < 1:
+        raise ValueError(f"max_shard_size: expected at least 1 byte, got {max_shard_size}.")
+    stand_ins = {
+        name: torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
+        for name, info in tensors.items()
+    }
+    try:
+        return split_torch_state_dict_into_shards(stand_ins, max_shard_size=max_shard_size).filename_to_tensors
+    except ValueError as error:
+        raise ValueError(f"max_shard_size: expected bytes, as a number or like '5GB', got {max_shard_size!r}.") from error
+
+
+def write_safetensors(
+    path: Path, tensors: dict[str, TensorInfo], shards: dict[str, list[str]], read: ReadTensor
+) -> None:
+    """Write the weight files of a directory, and their index if there are several.
+
+    Args:
+        path: The directory, which exists.
+        tensors: The entries.
+        shards: What :func:`shards_of` says of them.
+        read: Gives the values of each. Those of one shard are in memory at a time.
+    """
+    for file, names in shards.items():
+        save_file({name: read(name) for name in names}, path / file, {"format": "pt"})
+    if len(shards) > 1:
+        content = {
+            "metadata": {"total_size": sum(info.nbytes for info in tensors.values())},
+            "weight_map": {name: file for file, names in shards.items() for name in names},
+        }
+        (path / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ConversionError(str(file), f"expected a complete safetensors file ({error}).") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConversionError(str(path), f"expected a JSON object ({error}).") from error
+    if not isinstance(content, dict):
+        raise ConversionError(str(path), f"expected a JSON object, got {type(content).__name__}.")
+    return content
