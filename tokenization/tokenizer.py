@@ -3,10 +3,13 @@
 Source: the tokenizer files published with RecurrentGemma and Gemma, and Transformers' ``GemmaTokenizer``.
 """
 
+from itertools import groupby
 from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import BatchEncoding, GemmaTokenizer
+
+from recurrent_gemma.tokenization.byte_pieces import BYTE_PIECES, decode_bytes, decodes_as_gemma
 
 # The `generation` block marks what the model says, for `return_assistant_tokens_mask` and losses built on it.
 CHAT_TEMPLATE = """\
@@ -37,7 +40,8 @@ class RecurrentGemmaTokenizer(GemmaTokenizer):
 
     It differs from ``GemmaTokenizer`` in what that leaves to chance: a ``tokenizer.json`` is taken as it is rather than
     rebuilt from its vocabulary; a text that already starts with ``<bos>`` (a rendered chat, say) gets no second one;
-    ``add_bos_token`` and ``add_eos_token`` say what the loaded file does; the chat template is there.
+    ``add_bos_token`` and ``add_eos_token`` say what the loaded file does; bytes that are no UTF-8 are decoded as
+    SentencePiece does, each to U+FFFD, and the characters beside them stay; the chat template is there.
     Where a leading ``<bos>`` is dropped, ``char_to_token`` and its kin count characters from behind it.
 
     Args:
@@ -67,6 +71,8 @@ class RecurrentGemmaTokenizer(GemmaTokenizer):
         added_ids = self.backend_tokenizer.encode("").ids
         self._add_bos_token = self.bos_token_id in added_ids
         self._add_eos_token = self.eos_token_id in added_ids
+        ids = (self.backend_tokenizer.token_to_id(piece) for piece in BYTE_PIECES)
+        self._byte_of_id = {i: byte for byte, i in enumerate(ids) if i is not None}
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
@@ -87,7 +93,39 @@ class RecurrentGemmaTokenizer(GemmaTokenizer):
                     f"return_offsets_mapping: expected texts without a leading {self.bos_token!r}, got one that "
                     "has it. Remove it from the text (the tokenizer adds it), or pass add_special_tokens=False."
                 )
-        return super()._encode_plus(text, text_pair, *args, **kwargs)
+        try:
+            return super()._encode_plus(text, text_pair, *args, **kwargs)
+        except TypeError as error:
+            found = _surrogate(text) or _surrogate(text_pair)
+            if found is None:
+                raise
+            where, position = found
+            raise ValueError(
+                f"text: expected Unicode text, got the lone surrogate {where[position]!r} at character {position} of "
+                f"{where[max(position - 10, 0) : position + 10]!r}, which no encoding of text can express. Remove it, "
+                "or read the text with errors='replace'."
+            ) from error
+
+    def _decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        ids = token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids
+        ids = [ids] if isinstance(ids, int) else ids
+        if self._byte_of_id.keys().isdisjoint(ids) or not decodes_as_gemma(self.backend_tokenizer.decoder):
+            return super()._decode(ids, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
+        # `tokenizers` gives U+FFFD for every byte of a run in which anything is invalid.
+        return "".join(
+            decode_bytes(self._byte_of_id[i] for i in run)
+            if are_bytes
+            else super(RecurrentGemmaTokenizer, self)._decode(
+                list(run), skip_special_tokens, clean_up_tokenization_spaces, **kwargs
+            )
+            for are_bytes, run in groupby(ids, key=self._byte_of_id.__contains__)
+        )
 
     def _without_bos(self, text: Any, is_split_into_words: bool) -> Any:
         """``text`` (a text, words of a text, a pair, or a batch of these) without the BOS that texts start with."""
@@ -98,6 +136,16 @@ class RecurrentGemmaTokenizer(GemmaTokenizer):
         if is_split_into_words and text and isinstance(text[0], str):
             return type(text)((self._without_bos(text[0], False), *text[1:]))
         return type(text)(self._without_bos(item, is_split_into_words) for item in text)
+
+
+def _surrogate(text: Any) -> tuple[str, int] | None:
+    """The first text (of a text, words, pairs or a batch of these) with a lone surrogate, and where in it."""
+    if isinstance(text, str):
+        position = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+        return None if position is None else (text, position)
+    if isinstance(text, (list, tuple)):
+        return next(filter(None, map(_surrogate, text)), None)
+    return None
 
 
 __all__ = ["CHAT_TEMPLATE", "RecurrentGemmaTokenizer"]
