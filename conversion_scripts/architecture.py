@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,9 +113,7 @@ def architecture_of_config(config: RecurrentGemmaConfig) -> Architecture:
         Q=config.num_attention_heads * config.head_dim,
         G=config.num_key_value_heads * config.head_dim,
     )
-    found = parameters(
-        block_types, attention_bias=config.attention_bias, tied_embeddings=config.tie_word_embeddings
-    )
+    found = parameters(block_types, attention_bias=config.attention_bias, tied_embeddings=config.tie_word_embeddings)
     return Architecture(block_types, sizes, tuple(found))
 
 
@@ -154,14 +152,9 @@ def config_of(
         )
     # Zero turns the cap off in DeepMind's code, None in the config.
     given["logits_soft_cap"] = given["logits_soft_cap"] or None
+    fields |= given | _no_special_tokens(fields)
     try:
-        return RecurrentGemmaConfig(
-            **fields,
-            **given,
-            **_no_special_tokens(fields),
-            architectures=["RecurrentGemmaForCausalLM"],
-            dtype=dtype,
-        )
+        return RecurrentGemmaConfig(**fields, architectures=["RecurrentGemmaForCausalLM"], dtype=dtype)
     except (TypeError, ValueError) as error:
         raise ConversionError("config", str(error)) from error
 
@@ -189,7 +182,6 @@ def _from_shapes(checkpoint: Checkpoint) -> Architecture:
             f"{RULES[0].names(kind)[0]} and {RULES[1].names(kind, 0)[0]}, got {some or 'no entry'}. Weights by "
             "Transformers' names are converted from their directory.",
         )
-    sizes = _sizes([(rule, info.shape) for rule, _, info in found], kind)
     problems = []
     block_types: list[BlockType] = []
     for layer in range(layers[-1] + 1):
@@ -197,17 +189,15 @@ def _from_shapes(checkpoint: Checkpoint) -> Architecture:
         if not votes:
             problems.append(f"missing: {RULES[1].names(kind, layer)[0].rpartition('temporal')[0]}*, the whole block or "
                             "what tells its type.")  # fmt: skip
-        block_types.append(votes.most_common(1)[0][0] if votes else "recurrent")  # type: ignore[arg-type]
-    sizes, contradictions = _consistent(sizes, block_types)
+        block_types.append(votes.most_common(1)[0][0] if votes else "recurrent")
+    sizes, contradictions = _consistent(_sizes(kind, found), block_types)
     wanted = tuple(p for p in parameters(block_types) if p.layer is None or p.layer in layers)
     return Architecture(tuple(block_types), sizes, wanted, (*problems, *contradictions))
 
 
-def _recognize(kind: Kind, tensors: dict[str, TensorInfo]) -> Any:
+def _recognize(kind: Kind, tensors: dict[str, TensorInfo]) -> Iterator[tuple[Rule, int | None, TensorInfo]]:
     """(rule, block, entry) of every entry whose name is one of the family's."""
-    patterns = [
-        (re.compile(re.escape(rule.names(kind)[0]).replace("None", r"(\d+)")), rule) for rule in RULES
-    ]
+    patterns = [(re.compile(re.escape(rule.names(kind)[0]).replace("None", r"(\d+)")), rule) for rule in RULES]
     for name, info in tensors.items():
         for pattern, rule in patterns:
             if match := pattern.fullmatch(name):
@@ -216,12 +206,12 @@ def _recognize(kind: Kind, tensors: dict[str, TensorInfo]) -> Any:
                     yield rule, layer, info
 
 
-def _sizes(found: Sequence[tuple[Rule, tuple[int, ...]]], kind: Kind) -> dict[str, int]:
+def _sizes(kind: Kind, found: Sequence[tuple[Rule, int | None, TensorInfo]]) -> dict[str, int]:
     """Each size as most of the shapes have it, so that a misshapen entry stands out."""
     votes: dict[str, Counter] = defaultdict(Counter)
-    for rule, shape in found:
+    for rule, _, info in found:
         try:
-            parts = rule.to_hf(kind, [torch.empty(shape, device="meta")])
+            parts = rule.to_hf(kind, [torch.empty(info.shape, device="meta")])
         except (IndexError, RuntimeError):  # too few axes
             continue
         for letter, size in zip(rule.shape.split(), parts[0].shape, strict=False):

@@ -88,12 +88,12 @@ def convert(
         max_shard_size: Bytes of a weight file at most, as a number or like the default ``"5GB"`` (``hf`` only).
         overwrite: Whether a checkpoint that is at ``target`` is replaced.
         dry_run: Check and plan, and read no values and write nothing.
-        on_progress: Called with the phase (``"check"``, then ``"write"``), the name of a tensor that is done, its bytes,
-            and the bytes of the phase.
+        on_progress: Called with the phase (``"check"``, then ``"write"``), the name of a tensor that is done, its
+            bytes, and the bytes of the phase.
 
     Raises:
-        ConversionError: Entries are missing, extra, misshapen, of a wrong dtype, or hold values that are not finite (all
-            are named, and nothing is written); or the target cannot hold the model.
+        ConversionError: Entries are missing, extra, misshapen, of a wrong dtype, or hold values that are not finite
+            (all are named, and nothing is written); or the target cannot hold the model.
         FileExistsError, FileNotFoundError, OSError, TypeError, ValueError: A path or an option cannot be used.
         ImportError: An optional dependency is not installed.
     """

@@ -23,7 +23,7 @@ KINDS: tuple[Kind, ...] = ("flax", "torch", "hf")
 
 
 class Layout(NamedTuple):
-    """How the Transformers tensors of a rule lie in DeepMind's one tensor, and the inverse. Values are never changed."""
+    """How the Transformers tensors of a rule lie in DeepMind's one tensor, and the inverse. Values stay as they are."""
 
     join: Callable[[Sequence[Tensor]], Tensor]
     split: Callable[[Tensor], tuple[Tensor, ...]]
@@ -46,7 +46,7 @@ class Rule:
     """One tensor of DeepMind's models.
 
     Attributes:
-        flax: Its path in the JAX model, empty where only Transformers has it; ``{layer}`` stands for the block's number.
+        flax: Its path in the JAX model, empty where only Transformers has it; ``{layer}`` is the block's number.
         hf: The Transformers tensor of the same values, or the two that it holds both of.
         shape: Shape of each Transformers tensor, in the letters of :class:`Dimensions`; a number stands for itself.
         layout: How the Transformers tensors lie in the flax one.
@@ -79,7 +79,7 @@ class Rule:
         return SAME if kind == "torch" and self.layout is TRANSPOSED else self.layout
 
     def to_hf(self, kind: Kind, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Its tensors as Transformers has them, from those of a checkpoint of ``kind``; views where that is possible."""
+        """Its tensors as Transformers has them, from those of a checkpoint of ``kind``; views where possible."""
         return tuple(tensors) if kind == "hf" else self.layout_of(kind).split(tensors[0])
 
     def from_hf(self, kind: Kind, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -4,7 +4,6 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,7 +27,6 @@ from recurrent_gemma.conversion_scripts.checkpoints import (
 from recurrent_gemma.conversion_scripts.checkpoints.base import FLOATS
 from recurrent_gemma.conversion_scripts.parameter_map import KINDS, Kind
 from recurrent_gemma.conversion_scripts.target import check_space, check_target, leftovers
-
 
 _SHARD_SIZE = "5GB"
 
@@ -182,7 +180,7 @@ def _check_entries(checkpoint: Checkpoint, architecture: Architecture, *, cast: 
     for name in expected.keys() & found.keys():
         actual = found[name].dtype
         if actual not in (*FLOATS, "float64") if cast else actual != usual:
-            remedy = "" if cast else f", as most entries have; dtype (--dtype) converts the floating-point ones"
+            remedy = "" if cast else ", as most entries have; dtype (--dtype) converts the floating-point ones"
             problems.append(f"wrong dtype: {name}, expected {usual if not cast else 'a float'}{remedy}, got {actual}.")
     if problems:
         raise ConversionError(str(checkpoint.path), problems)

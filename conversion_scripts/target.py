@@ -45,7 +45,7 @@ def check_space(target: Path, nbytes: int) -> int:
     """The bytes that are free where ``target`` is to be.
 
     Raises:
-        OSError: They are too few for ``nbytes`` of weights. What is overwritten stays until the end, and counts as well.
+        OSError: They are too few for ``nbytes`` of weights. What is overwritten stays until the end.
     """
     free = shutil.disk_usage(target.absolute().parent).free
     if free < nbytes + _SPARE_BYTES:

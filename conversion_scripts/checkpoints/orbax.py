@@ -4,9 +4,11 @@ Entries are read and written one at a time; Orbax's own calls hold the whole tre
 """
 
 import asyncio
+import contextlib
+import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,8 @@ class OrbaxCheckpoint(Checkpoint):
     def _metadata(self) -> Any:
         ocp = _import_orbax()
         try:
-            metadata = ocp.PyTreeCheckpointer().metadata(self.path)
+            with _quiet():
+                metadata = ocp.PyTreeCheckpointer().metadata(self.path)
         except Exception as error:
             raise self._unreadable(ocp, f"{type(error).__name__}: {error}") from error
         # Up to Orbax 0.9 the tree itself; since then wrapped, and None where it cannot be read.
@@ -125,9 +128,10 @@ def write_orbax(path: Path, tensors: dict[str, TensorInfo], read: ReadTensor) ->
             branch = branch.setdefault(parent, {})
         branch[last] = _Unread(name, info.shape, _numpy_dtype(info.dtype))
     registry = ocp.type_handlers.create_type_handler_registry((_Unread, _one_by_one_handler(read)))
-    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
-    checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave({"params": tree}))
-    checkpointer.close()
+    with _quiet():
+        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
+        checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave({"params": tree}))
+        checkpointer.close()
 
 
 def tensor_of(array: Any) -> Tensor:
@@ -161,7 +165,7 @@ class _Unread:
 def _one_by_one_handler(read: ReadTensor) -> Any:
     ocp = _import_orbax()
 
-    class OneByOneHandler(ocp.type_handlers.NumpyHandler):
+    class OneByOneHandler(ocp.type_handlers.NumpyHandler):  # type: ignore[name-defined]
         """Writes each array before it asks for the next one, where Orbax's own takes all of them at once."""
 
         def __init__(self) -> None:
@@ -196,11 +200,22 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax warns of files that older versions did not write, and of array types that are not in use."""
+    logging = importlib.import_module("absl.logging")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def _import_orbax() -> Any:
     try:
-        import orbax.checkpoint
+        return importlib.import_module("orbax.checkpoint")
     except ImportError as error:
         raise ImportError(
             'DeepMind\'s JAX checkpoints need orbax-checkpoint: pip install "recurrent-gemma[convert]"'
         ) from error
-    return orbax.checkpoint

@@ -29,7 +29,7 @@ SUFFIXES = (".pt", ".pth", ".bin")
 
 
 class TorchCheckpoint(Checkpoint):
-    """A file that torch.save wrote: a dictionary of tensors by DeepMind's names, with or without ``params.`` before them.
+    """A file that torch.save wrote: a dictionary of tensors by DeepMind's names, bare or each behind ``params.``.
 
     Args:
         path: The file.
@@ -62,7 +62,7 @@ class TorchCheckpoint(Checkpoint):
         values = torch.empty(span, dtype=stub.dtype)
         with self.path.open("rb") as stream:
             stream.seek(stub.untyped_storage()._checkpoint_offset + stub.storage_offset() * stub.dtype.itemsize)
-            read = stream.readinto(values.view(torch.uint8).numpy())
+            read = stream.readinto(memoryview(values.view(torch.uint8).numpy()))
         if read != values.nbytes:
             raise ConversionError(str(self.path), f"{name}: expected {values.nbytes} bytes, got {read}.")
         return values.as_strided(stub.shape, stub.stride())
@@ -112,10 +112,10 @@ def write_torch_file(path: Path, tensors: dict[str, TensorInfo], read: ReadTenso
     writer = torch._C.PyTorchFileWriter(str(path))
     description = _describe(tensors)
     writer.write_record("data.pkl", description, len(description))
-    writer.write_record("byteorder", sys.byteorder, len(sys.byteorder))
+    writer.write_record("byteorder", sys.byteorder.encode(), len(sys.byteorder))
     for index, name in enumerate(tensors):
-        storage = read(name).untyped_storage()
-        writer.write_record(f"data/{index}", storage, storage.nbytes())
+        tensor = read(name)
+        writer.write_record(f"data/{index}", tensor.data_ptr(), tensor.nbytes)
     writer.write_end_of_file()
     sync(path)
 

@@ -95,13 +95,14 @@ def shards_of(tensors: dict[str, TensorInfo], max_shard_size: int | str) -> dict
     if isinstance(max_shard_size, int) and max_shard_size < 1:
         raise ValueError(f"max_shard_size: expected at least 1 byte, got {max_shard_size}.")
     stand_ins = {
-        name: torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
-        for name, info in tensors.items()
+        name: torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta") for name, info in tensors.items()
     }
     try:
         return split_torch_state_dict_into_shards(stand_ins, max_shard_size=max_shard_size).filename_to_tensors
     except ValueError as error:
-        raise ValueError(f"max_shard_size: expected bytes, as a number or like '5GB', got {max_shard_size!r}.") from error
+        raise ValueError(
+            f"max_shard_size: expected bytes, as a number or like '5GB', got {max_shard_size!r}."
+        ) from error
 
 
 def write_safetensors(
