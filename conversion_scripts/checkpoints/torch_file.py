@@ -60,9 +60,11 @@ class TorchCheckpoint(Checkpoint):
         # A view, such as the transposed weights of DeepMind's own converter, spans a part of its record.
         span = 1 + sum((size - 1) * stride for size, stride in zip(stub.shape, stub.stride(), strict=True))
         values = torch.empty(span, dtype=stub.dtype)
+        buffer: Any = values.view(torch.uint8).numpy()
+        record: Any = stub.untyped_storage()._checkpoint_offset
         with self.path.open("rb") as stream:
-            stream.seek(stub.untyped_storage()._checkpoint_offset + stub.storage_offset() * stub.dtype.itemsize)
-            read = stream.readinto(memoryview(values.view(torch.uint8).numpy()))
+            stream.seek(record + int(stub.storage_offset()) * stub.dtype.itemsize)
+            read = stream.readinto(buffer)
         if read != values.nbytes:
             raise ConversionError(str(self.path), f"{name}: expected {values.nbytes} bytes, got {read}.")
         return values.as_strided(stub.shape, stub.stride())
@@ -114,8 +116,8 @@ def write_torch_file(path: Path, tensors: dict[str, TensorInfo], read: ReadTenso
     writer.write_record("data.pkl", description, len(description))
     writer.write_record("byteorder", sys.byteorder.encode(), len(sys.byteorder))
     for index, name in enumerate(tensors):
-        tensor = read(name)
-        writer.write_record(f"data/{index}", tensor.data_ptr(), tensor.nbytes)
+        storage: Any = read(name).untyped_storage()
+        writer.write_record(f"data/{index}", storage, storage.nbytes())
     writer.write_end_of_file()
     sync(path)
 
