@@ -54,8 +54,8 @@ def names_shim(auto_map: Any) -> bool:
     """Whether an ``auto_map`` leads to the module in the same directory, rather than to nothing or to other code."""
     if not isinstance(auto_map, dict):
         return False
-    places = [place for value in auto_map.values() for place in (value if isinstance(value, (list, tuple)) else [value])]
-    return any(isinstance(place, str) and place.startswith(f"{_MODULE}.") for place in places)
+    values = [value if isinstance(value, (list, tuple)) else [value] for value in auto_map.values()]
+    return any(isinstance(name, str) and name.startswith(f"{_MODULE}.") for names in values for name in names)
 
 
 def write_shim(directory: str | os.PathLike) -> Path:
