@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +21,12 @@ from recurrent_gemma.conversion_scripts.checkpoints import (
 )
 from recurrent_gemma.conversion_scripts.checkpoints.base import sync
 from recurrent_gemma.conversion_scripts.parameter_map import Kind, Parameter
-from recurrent_gemma.conversion_scripts.plan import ConversionPlan, Options, make_plan
+from recurrent_gemma.conversion_scripts.plan import ConversionPlan, OnProgress, Options, make_plan
 from recurrent_gemma.conversion_scripts.shim import add_shim, add_shim_to_tokenizer, has_shim
 from recurrent_gemma.conversion_scripts.target import replacing
+from recurrent_gemma.conversion_scripts.verify import Verification, check_verifiable
+from recurrent_gemma.conversion_scripts.verify import verify as compare_checkpoints
 from recurrent_gemma.tokenization import RecurrentGemmaTokenizer, tokenizer_from_sentencepiece
-
-# (phase, name of the tensor that is done, its bytes, bytes of the phase).
-OnProgress = Callable[[str, str, int, int], None]
 
 # What goes along from one Transformers directory to another.
 _COMPANIONS = (
@@ -45,12 +44,14 @@ class ConversionResult:
     Attributes:
         plan: What was planned.
         written: Whether it was carried out; not so in a dry run.
-        seconds: Time it took.
+        seconds: Time it took, that of the verification included.
+        verification: What the verification found, if one was asked for and something was written.
     """
 
     plan: ConversionPlan
     written: bool
     seconds: float
+    verification: Verification | None = None
 
 
 def convert(
@@ -68,6 +69,7 @@ def convert(
     trust_remote_code_shim: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    verify: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ConversionResult:
     """Convert a checkpoint of the Griffin family; every value arrives bit for bit unless ``dtype`` is another.
@@ -92,8 +94,10 @@ def convert(
             import this package, are led to its classes (``hf`` only). Others load it as before.
         overwrite: Whether a checkpoint that is at ``target`` is replaced.
         dry_run: Check and plan, and read no values and write nothing.
-        on_progress: Called with the phase (``"check"``, then ``"write"``), the name of a tensor that is done, its
-            bytes, and the bytes of the phase.
+        verify: Whether to run both models at the end and compare them (see ``verify``). A target that differs stays,
+            and ``verification.passed`` is false.
+        on_progress: Called with the phase (``"check"``, ``"write"``, then ``"verify"``), the name of a tensor that is
+            done, its bytes, and the bytes of the phase.
 
     Raises:
         ConversionError: Entries are missing, extra, misshapen, of a wrong dtype, or hold values that are not finite
@@ -113,17 +117,33 @@ def convert(
         max_shard_size=max_shard_size,
         trust_remote_code_shim=trust_remote_code_shim,
         overwrite=overwrite,
+        verify=verify,
     )
     plan, checkpoint, architecture = make_plan(Path(source), Path(target), options)
     converted_tokenizer = _tokenizer(tokenizer, plan)
     if trust_remote_code_shim and plan.config is not None:
         add_shim(plan.config)
+    if verify:
+        assert plan.config is not None
+        # Now rather than after the work.
+        check_verifiable(plan.config, plan.source)
+    verification = None
     if not dry_run:
         report = on_progress or (lambda *_: None)
         _check_values(plan, checkpoint, report)
         with replacing(plan.target) as path:
             _write(path, plan, _Converted(plan, checkpoint, architecture, report), converted_tokenizer)
-    return ConversionResult(plan, written=not dry_run, seconds=time.monotonic() - started)
+        if verify:
+            verification = compare_checkpoints(
+                plan.source,
+                plan.target,
+                preset=preset,
+                attention_window_size=attention_window_size,
+                embeddings_scale_by_sqrt_dim=embeddings_scale_by_sqrt_dim,
+                logits_soft_cap=logits_soft_cap,
+                on_progress=on_progress,
+            )
+    return ConversionResult(plan, not dry_run, time.monotonic() - started, verification)
 
 
 class _Converted:

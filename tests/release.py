@@ -1,7 +1,7 @@
 """A small model in the form in which Google publishes RecurrentGemma: made by DeepMind's JAX code, with a tokenizer.
 
-Layout: DeepMind's ``colabs/sampling_tutorial_jax.ipynb`` and ``sampling_tutorial_pytorch.ipynb``. A release for JAX holds
-``2b-it/``, an Orbax directory, one for PyTorch ``2b-it.pt``; both hold ``tokenizer.model``.
+Layout: DeepMind's ``colabs/sampling_tutorial_jax.ipynb`` and ``sampling_tutorial_pytorch.ipynb``. A release for JAX
+holds ``2b-it/``, an Orbax directory, one for PyTorch ``2b-it.pt``; both hold ``tokenizer.model``.
 """
 
 from pathlib import Path
