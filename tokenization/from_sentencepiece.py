@@ -1,9 +1,9 @@
 """Gemma's published form of the vocabulary, a SentencePiece BPE model (``tokenizer.model``), as a tokenizer.
 
-Source: ``bpe_model.cc``, ``model_interface.cc`` and ``normalizer.cc`` of SentencePiece. It joins, again and again, the
-two neighbours whose concatenation is the piece with the highest score, the leftmost such pair first. ``tokenizers``
-joins the pair of the best rank, the leftmost first. With a rank for every split of every piece, ordered by the score of
-the whole, the two are the same, provided that no two pieces share a score:
+Source: ``bpe_model.cc``, ``model_interface.cc`` and ``normalizer.cc`` of SentencePiece 0.2.3. It joins, again and
+again, the two neighbours whose concatenation is the piece with the highest score, the leftmost such pair first.
+``tokenizers`` joins the pair of the best rank, the leftmost first. With a rank for every split of every piece, ordered
+by the score of the whole, the two are the same, provided that no two pieces share a score:
 
     While a piece grows, nothing outside its characters has a part in it, so its neighbours cannot change how it is put
     together, and its last two parts are the same wherever it appears. Two ways of making one piece therefore never
@@ -42,7 +42,7 @@ _SPECIAL_TYPES = {
 }
 _BPE = 2  # `TrainerSpec.ModelType`
 _MODEL_TYPES = {1: "UNIGRAM", 2: "BPE", 3: "WORD", 4: "CHAR"}
-# `PrefixMatcher::PrefixMatch` has room for this many symbols that begin at one place, and does not check.
+# `PrefixMatcher::PrefixMatch` has room for this many symbols that begin at one place.
 _MAX_NESTED_SYMBOLS = 64
 
 
@@ -169,10 +169,15 @@ def _ids_of_pieces(pieces: Sequence[_Piece]) -> dict[str, int]:
                 f"pieces: expected distinct texts, got {piece.text!r} as piece {i}"
                 f"{f' and as piece {ids[piece.text]}' if piece.text else ''}. Remove one from the model."
             )
+        if "\0" in piece.text:
+            raise ValueError(
+                f"pieces: expected texts without NUL, got {piece.text!r} as piece {i}; releases of SentencePiece "
+                "differ in what they make of it. Remove it from the model."
+            )
         if piece.type in (_CONTROL, _UNKNOWN) and len(piece.text) == 1:
             raise ValueError(
-                f"pieces: expected control symbols of more than one character, got {piece.text!r} as piece {i}, which "
-                "SentencePiece writes for that character in a text. Rename it."
+                f"pieces: expected control symbols of more than one character, got {piece.text!r} as piece {i}; "
+                "releases of SentencePiece differ in what they make of that character in a text. Rename it."
             )
         ids[piece.text] = i
     for text, types in _SPECIAL_TYPES.items():
@@ -202,16 +207,11 @@ def _ids_of_pieces(pieces: Sequence[_Piece]) -> dict[str, int]:
 def _check_symbols(symbols: Sequence[str]) -> None:
     known = set(symbols)
     for symbol in symbols:
-        if "\0" in symbol:
-            raise ValueError(
-                f"pieces: expected user-defined symbols without NUL, got {symbol!r}, of which SentencePiece matches "
-                "only what is before it. Remove it from the model."
-            )
         nested = sum(symbol[:end] in known for end in range(1, len(symbol) + 1))
         if nested > _MAX_NESTED_SYMBOLS:
             raise ValueError(
                 f"pieces: expected at most {_MAX_NESTED_SYMBOLS} user-defined symbols that begin alike, got {nested} "
-                f"that {symbol!r} begins with; SentencePiece's matches are undefined there. Remove some of them."
+                f"that {symbol!r} begins with, of which SentencePiece does not look at all. Remove some of them."
             )
 
 
@@ -224,6 +224,9 @@ def _merges(pieces: Sequence[_Piece], ids: dict[str, int]) -> list[tuple[str, st
     usable = [piece for piece in pieces if piece.type in (_NORMAL, _UNUSED)]
     # A user-defined symbol is never joined with anything, and a space has become U+2581 by then. Any other single
     # character is joined, whether it is a piece or not.
+    for piece in usable:
+        if piece.type == _UNUSED and len(piece.text) == 1:
+            raise _unused(piece.text, ids[piece.text], "of which releases of SentencePiece make different things")
     apart = {" ", *(piece.text for piece in pieces if piece.type == _USER_DEFINED)}
     joined = {piece.text for piece in usable if len(piece.text) == 1} - apart
     ranked: list[tuple[float, str, str]] = []
@@ -246,10 +249,7 @@ def _merges(pieces: Sequence[_Piece], ids: dict[str, int]) -> list[tuple[str, st
         if not splits:
             continue
         if piece.type == _UNUSED:
-            raise ValueError(
-                f"pieces: expected pieces of type UNUSED that cannot be put together from others, got {text!r} (piece "
-                f"{ids[text]}), which SentencePiece puts together and splits again. Make it NORMAL, or remove it."
-            )
+            raise _unused(text, ids[text], "which SentencePiece puts together and splits again")
         if isnan(piece.score) or piece.score in by_score:
             raise ValueError(
                 f"pieces: expected distinct scores, since SentencePiece joins the leftmost of equal ones, got "
@@ -262,6 +262,13 @@ def _merges(pieces: Sequence[_Piece], ids: dict[str, int]) -> list[tuple[str, st
         ranked += splits
     ranked.sort(key=lambda split: split[0])
     return [(left, right) for _, left, right in ranked]
+
+
+def _unused(text: str, i: int, reason: str) -> ValueError:
+    return ValueError(
+        f"pieces: expected pieces of type UNUSED that no text is made of, got {text!r} (piece {i}), {reason}. Make it "
+        "NORMAL, or remove it."
+    )
 
 
 __all__ = ["tokenizer_from_sentencepiece"]

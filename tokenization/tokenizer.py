@@ -11,22 +11,45 @@ from transformers import BatchEncoding, GemmaTokenizer
 
 from recurrent_gemma.tokenization.byte_pieces import BYTE_PIECES, decode_bytes, decodes_as_gemma
 
-# The `generation` block marks what the model says, for `return_assistant_tokens_mask` and losses built on it.
+# As Gemma's published template, but for what that would pass over in silence and here raises: contents that are no
+# text, roles that the models never saw, tools. The `generation` block marks what the model says, for
+# `return_assistant_tokens_mask` and losses built on it.
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
+{%- if not messages -%}
+    {{- raise_exception('The conversation is empty: expected at least one message') -}}
+{%- endif -%}
 {%- if messages[0]['role'] == 'system' -%}
     {{- raise_exception('System role not supported') -}}
+{%- endif -%}
+{%- if tools or documents -%}
+    {{- raise_exception('Tools and documents are not supported: put them into the text of a message') -}}
 {%- endif -%}
 {%- for message in messages -%}
     {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
         {{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') -}}
     {%- endif -%}
-    {%- set content = message['content'] | trim -%}
-    {%- if message['role'] == 'assistant' -%}
-        {{- '<start_of_turn>model\\n' -}}
-        {%- generation -%}{{- content + '<end_of_turn>\\n' -}}{%- endgeneration -%}
+    {%- if message['role'] not in ['user', 'assistant', 'model'] -%}
+        {{- raise_exception('Role not supported: ' ~ message['role'] ~ ', expected user or assistant') -}}
+    {%- endif -%}
+    {%- set content = namespace(text='') -%}
+    {%- if message['content'] is string -%}
+        {%- set content.text = message['content'] -%}
+    {%- elif message['content'] is defined and message['content'] is sequence and message['content'] is not mapping -%}
+        {%- for part in message['content'] -%}
+            {%- if part['type'] != 'text' or part['text'] is not string -%}
+                {{- raise_exception('Content not supported: expected parts {"type": "text", "text": ...}') -}}
+            {%- endif -%}
+            {%- set content.text = content.text + part['text'] -%}
+        {%- endfor -%}
     {%- else -%}
-        {{- '<start_of_turn>' + message['role'] + '\\n' + content + '<end_of_turn>\\n' -}}
+        {{- raise_exception('Content not supported: expected text or a list of text parts') -}}
+    {%- endif -%}
+    {%- if message['role'] == 'user' -%}
+        {{- '<start_of_turn>user\\n' + content.text | trim + '<end_of_turn>\\n' -}}
+    {%- else -%}
+        {{- '<start_of_turn>model\\n' -}}
+        {%- generation -%}{{- content.text | trim + '<end_of_turn>\\n' -}}{%- endgeneration -%}
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
