@@ -19,9 +19,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken
 
-from recurrent_gemma.tokenization.tokenizer import CHAT_TEMPLATE, RecurrentGemmaTokenizer
-
-TURN_MARKERS = ("<start_of_turn>", "<end_of_turn>")
+from recurrent_gemma.tokenization.tokenizer import BYTE_PIECES, CHAT_TEMPLATE, TURN_MARKERS, RecurrentGemmaTokenizer
 
 # `ModelProto.SentencePiece.Type` in sentencepiece_model.proto.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
@@ -62,7 +60,8 @@ def tokenizer_from_sentencepiece(
 
     Args:
         path: A SentencePiece model as Gemma's: BPE with byte fallback, text taken as it is.
-        chat_template: The template to save with it. ``None`` for a model without turn markers.
+        chat_template: The template to save with it. ``None``: none, and the model may be without turn markers. As ever,
+            ``RecurrentGemmaTokenizer`` has the default template where a directory holds none.
 
     Raises:
         FileNotFoundError: ``path`` is no file.
@@ -84,7 +83,8 @@ def tokenizer_from_sentencepiece(
                     "template writes, got a model without it. Pass chat_template=None for a model that was not "
                     "trained on conversations."
                 )
-    merges = _merges(pieces, ids)
+    vocab = _with_names_for_bytes(pieces, ids)
+    merges = _merges(pieces, vocab)
     added_tokens = {
         i: AddedToken(piece.text, normalized=True, special=piece.type != _USER_DEFINED or piece.text in special)
         for i, piece in enumerate(pieces)
@@ -92,7 +92,7 @@ def tokenizer_from_sentencepiece(
         if (piece.type in (_CONTROL, _UNKNOWN, _USER_DEFINED) or piece.text in special) and " " not in piece.text
     }
     return RecurrentGemmaTokenizer(
-        vocab=ids,
+        vocab=vocab,
         merges=merges,
         chat_template=chat_template,
         added_tokens_decoder=added_tokens,
@@ -193,9 +193,8 @@ def _ids_of_pieces(pieces: Sequence[_Piece]) -> dict[str, int]:
     if n_unknown > 1:
         raise ValueError(f"pieces: expected one piece of type UNKNOWN, got {n_unknown}. Keep '<unk>' only.")
     bytes_given = {piece.text for piece in pieces if piece.type == _BYTE}
-    bytes_expected = {f"<0x{byte:02X}>" for byte in range(256)}
-    if bytes_given != bytes_expected:
-        different = sorted(bytes_given ^ bytes_expected)
+    if bytes_given != set(BYTE_PIECES):
+        different = sorted(bytes_given.symmetric_difference(BYTE_PIECES))
         raise ValueError(
             f"pieces: expected the 256 bytes '<0x00>' to '<0xFF>' of type BYTE, got {len(bytes_given)} pieces of that "
             f"type; {different[0]!r} is missing or superfluous. Train with byte_fallback=True."
@@ -215,6 +214,17 @@ def _check_symbols(symbols: Sequence[str]) -> None:
             )
 
 
+def _with_names_for_bytes(pieces: Sequence[_Piece], ids: dict[str, int]) -> dict[str, int]:
+    """``ids`` in which a byte that is a character, has no piece and is part of one goes by the character.
+
+    SentencePiece joins characters whether they are pieces or not; in Gemma's models that may be the tab. Here only what
+    is in the vocabulary can be joined. The id stays, and with it what is encoded and decoded.
+    """
+    parts = {character for piece in pieces if piece.type == _NORMAL for character in piece.text}
+    nameless = {BYTE_PIECES[ord(c)]: c for c in parts if c.isascii() and c != " " and c not in ids}
+    return {nameless.get(text, text): i for text, i in ids.items()}
+
+
 def _merges(pieces: Sequence[_Piece], ids: dict[str, int]) -> list[tuple[str, str]]:
     """Every split of every piece that can be put together, the highest score first.
 
@@ -222,13 +232,13 @@ def _merges(pieces: Sequence[_Piece], ids: dict[str, int]) -> list[tuple[str, st
         ValueError: Ranks cannot express what SentencePiece would do.
     """
     usable = [piece for piece in pieces if piece.type in (_NORMAL, _UNUSED)]
-    # A user-defined symbol is never joined with anything, and a space has become U+2581 by then. Any other single
-    # character is joined, whether it is a piece or not.
     for piece in usable:
         if piece.type == _UNUSED and len(piece.text) == 1:
             raise _unused(piece.text, ids[piece.text], "of which releases of SentencePiece make different things")
+    # A user-defined symbol is never joined with anything, and a space has become U+2581 by then. Any other single
+    # character is joined, whether it is a piece or not.
     apart = {" ", *(piece.text for piece in pieces if piece.type == _USER_DEFINED)}
-    joined = {piece.text for piece in usable if len(piece.text) == 1} - apart
+    joined = {text for text in ids if len(text) == 1} - apart
     ranked: list[tuple[float, str, str]] = []
     by_score: dict[float, str] = {}
     for piece in sorted(usable, key=lambda piece: len(piece.text)):

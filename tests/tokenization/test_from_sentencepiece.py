@@ -63,6 +63,18 @@ def test_models_that_no_training_made(small: Converted, alphabet: str, closed: b
         assert converted.differences(list(hard_strings(seed, converted.pieces(), sorted(symbols), 1000))) == []
 
 
+def test_characters_without_a_piece_are_joined_all_the_same(small: Converted, tmp_path: Path):
+    normal = [("a", 0.0), ("b", 0.0), ("\t\t", 4.0), ("\t\ta", 5.0), ("ax", 3.0), ("xb", 2.0), ("axb", 1.0), ("é", 0.0)]
+    path = write(tmp_path / "model", base=small.path, normal=normal, symbols=["\t\t\t\t"])
+    converted = Converted.of(path, chat_template=None)
+    texts = list(hard_strings(0, ["\t", "x", "ax", "b", "é", "日", "<0x09>"], ["\t\t\t\t"], 3000))
+    assert converted.differences([*texts, "\t", "x", "\t\t", "\t\t\ta", "xbaxb", "<0x09>"]) == []
+    ids = list(range(len(converted.tokenizer)))
+    assert [converted.tokenizer.decode([i, i], skip_special_tokens=True) for i in ids if i not in (3, 4)] == [
+        converted.processor.decode([i, i]) for i in ids if i not in (3, 4)
+    ]
+
+
 def test_how_a_piece_is_made_does_not_depend_on_what_is_beside_it(tmp_path: Path, small: Converted):
     # "aba" has two splits. Which one is used is up to the scores alone: alone, after a "b", and in a run.
     for ab, ba in ((2.0, 1.0), (1.0, 2.0)):

@@ -166,6 +166,7 @@ def test_models_without_turn_markers_need_no_template(tmp_path: Path):
     tokenizer = tokenizer_from_sentencepiece(path, chat_template=None)
     assert tokenizer.chat_template is None
     assert len(tokenizer) == 600
+    assert "<start_of_turn>" not in tokenizer.get_vocab()
 
 
 def test_no_file(tmp_path: Path):
