@@ -60,7 +60,11 @@ def _parameters(vocab_size: int) -> Any:
         mlp_expanded_width=96,
         num_heads=2,
         lru_width=32,
-        block_types=(TemporalBlockType.RECURRENT, TemporalBlockType.RECURRENT, TemporalBlockType.ATTENTION),
+        # Like the published models, it ends on another block than attention, off which DeepMind's from_torch_params
+        # reads a wrong number of heads.
+        block_types=tuple(
+            getattr(TemporalBlockType, name) for name in ("RECURRENT", "RECURRENT", "ATTENTION", "RECURRENT")
+        ),
         **OPEN_FIELDS,
     )
     positions = jax.numpy.arange(2)[None]

@@ -63,6 +63,7 @@ def _run(*arguments: str, release: Path, cwd: Path) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_from_kaggle_and_back(release: Path, tmp_path: Path):
     done = _run(VARIANT, release=release, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
