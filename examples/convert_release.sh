@@ -12,8 +12,8 @@ variant=${1:?which release? 2b, 2b-it, 9b or 9b-it}
 release=${2:-}
 model=recurrentgemma-$variant
 
-# 1. Download. It holds a directory of weights, named like the variant, and tokenizer.model. (Handle and names: DeepMind's
-#    colabs/sampling_tutorial_jax.ipynb, https://github.com/google-deepmind/recurrentgemma.)
+# 1. Download. It holds a directory of weights, named like the variant, and tokenizer.model. (Handle and names are those
+#    of colabs/sampling_tutorial_jax.ipynb in https://github.com/google-deepmind/recurrentgemma.)
 if [[ -z $release ]]; then
     download="import kagglehub; print(kagglehub.model_download('google/recurrentgemma/flax/$variant'))"
     release=$(python -c "$download" | tail -n 1)
