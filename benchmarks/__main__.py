@@ -11,8 +11,8 @@ Speed: random weights in fp32 on the CPU, shared by both implementations. First 
 gradients; then the floor, ours and in-tree run in turn, round by round. The floor is the model's own matrix products at
 the same shapes (decode: reading its weights once). Memory: one sequence grows token by token through the cache.
 Convert: random weights go to every kind of checkpoint and back, bit for bit; time, and resident memory above that of
-the bare process. Prefix cache: answers below a shared system prompt, cold and warm, and hit rates at the sizes of the 2B
-model, whose states are not computed.
+the bare process. Prefix cache: answers below a shared system prompt, cold and warm, and hit rates at the sizes of the
+2B model, whose states are not computed.
 
 Only ratios within one run mean something: take them on an otherwise idle machine.
 """
