@@ -112,7 +112,9 @@ def make_plan(source: Path, target: Path, options: Options) -> tuple[ConversionP
             dtype=dtype,
             nbytes=nbytes,
             tensors=tensors,
-            shards=shards_of(tensors, options.max_shard_size or _SHARD_SIZE) if kind == "hf" else {},
+            shards=shards_of(tensors, _SHARD_SIZE if options.max_shard_size is None else options.max_shard_size)
+            if kind == "hf"
+            else {},
             config=_config(checkpoint, architecture, kind, preset, options, dtype),
             free_bytes=check_space(target, nbytes),
             notes=(*notes, *(f"left by an interrupted conversion: {path}" for path in leftovers(target))),

@@ -1,9 +1,9 @@
 """Gemma's published form of the vocabulary, a SentencePiece BPE model (``tokenizer.model``), as a tokenizer.
 
-Source: ``bpe_model.cc``, ``model_interface.cc`` and ``normalizer.cc`` of SentencePiece. It joins, again and again, the
-two neighbours whose concatenation is the piece with the highest score, the leftmost such pair first. ``tokenizers``
-joins the pair of the best rank, the leftmost first. With a rank for every split of every piece, ordered by the score of
-the whole, the two are the same, provided that no two pieces share a score:
+Source: ``bpe_model.cc``, ``model_interface.cc`` and ``normalizer.cc`` of SentencePiece 0.2.3. It joins, again and
+again, the two neighbours whose concatenation is the piece with the highest score, the leftmost such pair first.
+``tokenizers`` joins the pair of the best rank, the leftmost first. With a rank for every split of every piece, ordered
+by the score of the whole, the two are the same, provided that no two pieces share a score:
 
     While a piece grows, nothing outside its characters has a part in it, so its neighbours cannot change how it is put
     together, and its last two parts are the same wherever it appears. Two ways of making one piece therefore never
@@ -19,9 +19,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken
 
-from recurrent_gemma.tokenization.tokenizer import CHAT_TEMPLATE, RecurrentGemmaTokenizer
-
-TURN_MARKERS = ("<start_of_turn>", "<end_of_turn>")
+from recurrent_gemma.tokenization.tokenizer import BYTE_PIECES, CHAT_TEMPLATE, TURN_MARKERS, RecurrentGemmaTokenizer
 
 # `ModelProto.SentencePiece.Type` in sentencepiece_model.proto.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
@@ -42,7 +40,7 @@ _SPECIAL_TYPES = {
 }
 _BPE = 2  # `TrainerSpec.ModelType`
 _MODEL_TYPES = {1: "UNIGRAM", 2: "BPE", 3: "WORD", 4: "CHAR"}
-# `PrefixMatcher::PrefixMatch` has room for this many symbols that begin at one place, and does not check.
+# `PrefixMatcher::PrefixMatch` has room for this many symbols that begin at one place.
 _MAX_NESTED_SYMBOLS = 64
 
 
@@ -62,7 +60,8 @@ def tokenizer_from_sentencepiece(
 
     Args:
         path: A SentencePiece model as Gemma's: BPE with byte fallback, text taken as it is.
-        chat_template: The template to save with it. ``None`` for a model without turn markers.
+        chat_template: The template to save with it. ``None``: none, and the model may be without turn markers. As ever,
+            ``RecurrentGemmaTokenizer`` has the default template where a directory holds none.
 
     Raises:
         FileNotFoundError: ``path`` is no file.
@@ -84,7 +83,8 @@ def tokenizer_from_sentencepiece(
                     "template writes, got a model without it. Pass chat_template=None for a model that was not "
                     "trained on conversations."
                 )
-    merges = _merges(pieces, ids)
+    vocab = _with_names_for_bytes(pieces, ids)
+    merges = _merges(pieces, vocab)
     added_tokens = {
         i: AddedToken(piece.text, normalized=True, special=piece.type != _USER_DEFINED or piece.text in special)
         for i, piece in enumerate(pieces)
@@ -92,7 +92,7 @@ def tokenizer_from_sentencepiece(
         if (piece.type in (_CONTROL, _UNKNOWN, _USER_DEFINED) or piece.text in special) and " " not in piece.text
     }
     return RecurrentGemmaTokenizer(
-        vocab=ids,
+        vocab=vocab,
         merges=merges,
         chat_template=chat_template,
         added_tokens_decoder=added_tokens,
@@ -169,10 +169,15 @@ def _ids_of_pieces(pieces: Sequence[_Piece]) -> dict[str, int]:
                 f"pieces: expected distinct texts, got {piece.text!r} as piece {i}"
                 f"{f' and as piece {ids[piece.text]}' if piece.text else ''}. Remove one from the model."
             )
+        if "\0" in piece.text:
+            raise ValueError(
+                f"pieces: expected texts without NUL, got {piece.text!r} as piece {i}; releases of SentencePiece "
+                "differ in what they make of it. Remove it from the model."
+            )
         if piece.type in (_CONTROL, _UNKNOWN) and len(piece.text) == 1:
             raise ValueError(
-                f"pieces: expected control symbols of more than one character, got {piece.text!r} as piece {i}, which "
-                "SentencePiece writes for that character in a text. Rename it."
+                f"pieces: expected control symbols of more than one character, got {piece.text!r} as piece {i}; "
+                "releases of SentencePiece differ in what they make of that character in a text. Rename it."
             )
         ids[piece.text] = i
     for text, types in _SPECIAL_TYPES.items():
@@ -188,9 +193,8 @@ def _ids_of_pieces(pieces: Sequence[_Piece]) -> dict[str, int]:
     if n_unknown > 1:
         raise ValueError(f"pieces: expected one piece of type UNKNOWN, got {n_unknown}. Keep '<unk>' only.")
     bytes_given = {piece.text for piece in pieces if piece.type == _BYTE}
-    bytes_expected = {f"<0x{byte:02X}>" for byte in range(256)}
-    if bytes_given != bytes_expected:
-        different = sorted(bytes_given ^ bytes_expected)
+    if bytes_given != set(BYTE_PIECES):
+        different = sorted(bytes_given.symmetric_difference(BYTE_PIECES))
         raise ValueError(
             f"pieces: expected the 256 bytes '<0x00>' to '<0xFF>' of type BYTE, got {len(bytes_given)} pieces of that "
             f"type; {different[0]!r} is missing or superfluous. Train with byte_fallback=True."
@@ -202,17 +206,23 @@ def _ids_of_pieces(pieces: Sequence[_Piece]) -> dict[str, int]:
 def _check_symbols(symbols: Sequence[str]) -> None:
     known = set(symbols)
     for symbol in symbols:
-        if "\0" in symbol:
-            raise ValueError(
-                f"pieces: expected user-defined symbols without NUL, got {symbol!r}, of which SentencePiece matches "
-                "only what is before it. Remove it from the model."
-            )
         nested = sum(symbol[:end] in known for end in range(1, len(symbol) + 1))
         if nested > _MAX_NESTED_SYMBOLS:
             raise ValueError(
                 f"pieces: expected at most {_MAX_NESTED_SYMBOLS} user-defined symbols that begin alike, got {nested} "
-                f"that {symbol!r} begins with; SentencePiece's matches are undefined there. Remove some of them."
+                f"that {symbol!r} begins with, of which SentencePiece does not look at all. Remove some of them."
             )
+
+
+def _with_names_for_bytes(pieces: Sequence[_Piece], ids: dict[str, int]) -> dict[str, int]:
+    """``ids`` in which a byte that is a character, has no piece and is part of one goes by the character.
+
+    SentencePiece joins characters whether they are pieces or not; in Gemma's models that may be the tab. Here only what
+    is in the vocabulary can be joined. The id stays, and with it what is encoded and decoded.
+    """
+    parts = {character for piece in pieces if piece.type == _NORMAL for character in piece.text}
+    nameless = {BYTE_PIECES[ord(c)]: c for c in parts if c.isascii() and c != " " and c not in ids}
+    return {nameless.get(text, text): i for text, i in ids.items()}
 
 
 def _merges(pieces: Sequence[_Piece], ids: dict[str, int]) -> list[tuple[str, str]]:
@@ -222,10 +232,13 @@ def _merges(pieces: Sequence[_Piece], ids: dict[str, int]) -> list[tuple[str, st
         ValueError: Ranks cannot express what SentencePiece would do.
     """
     usable = [piece for piece in pieces if piece.type in (_NORMAL, _UNUSED)]
+    for piece in usable:
+        if piece.type == _UNUSED and len(piece.text) == 1:
+            raise _unused(piece.text, ids[piece.text], "of which releases of SentencePiece make different things")
     # A user-defined symbol is never joined with anything, and a space has become U+2581 by then. Any other single
     # character is joined, whether it is a piece or not.
     apart = {" ", *(piece.text for piece in pieces if piece.type == _USER_DEFINED)}
-    joined = {piece.text for piece in usable if len(piece.text) == 1} - apart
+    joined = {text for text in ids if len(text) == 1} - apart
     ranked: list[tuple[float, str, str]] = []
     by_score: dict[float, str] = {}
     for piece in sorted(usable, key=lambda piece: len(piece.text)):
@@ -246,10 +259,7 @@ def _merges(pieces: Sequence[_Piece], ids: dict[str, int]) -> list[tuple[str, st
         if not splits:
             continue
         if piece.type == _UNUSED:
-            raise ValueError(
-                f"pieces: expected pieces of type UNUSED that cannot be put together from others, got {text!r} (piece "
-                f"{ids[text]}), which SentencePiece puts together and splits again. Make it NORMAL, or remove it."
-            )
+            raise _unused(text, ids[text], "which SentencePiece puts together and splits again")
         if isnan(piece.score) or piece.score in by_score:
             raise ValueError(
                 f"pieces: expected distinct scores, since SentencePiece joins the leftmost of equal ones, got "
@@ -262,6 +272,13 @@ def _merges(pieces: Sequence[_Piece], ids: dict[str, int]) -> list[tuple[str, st
         ranked += splits
     ranked.sort(key=lambda split: split[0])
     return [(left, right) for _, left, right in ranked]
+
+
+def _unused(text: str, i: int, reason: str) -> ValueError:
+    return ValueError(
+        f"pieces: expected pieces of type UNUSED that no text is made of, got {text!r} (piece {i}), {reason}. Make it "
+        "NORMAL, or remove it."
+    )
 
 
 __all__ = ["tokenizer_from_sentencepiece"]

@@ -3,36 +3,66 @@
 Source: the tokenizer files published with RecurrentGemma and Gemma, and Transformers' ``GemmaTokenizer``.
 """
 
+import codecs
+import json
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 from transformers import BatchEncoding, GemmaTokenizer
 
-from recurrent_gemma.tokenization.byte_pieces import BYTE_PIECES, decode_bytes, decodes_as_gemma
+BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+TURN_MARKERS = ("<start_of_turn>", "<end_of_turn>")
 
-# The `generation` block marks what the model says, for `return_assistant_tokens_mask` and losses built on it.
+# As Gemma's published template, but for what that would pass over in silence and here raises: contents that are no
+# text, roles that the models never saw, tools. The `generation` block marks what the model says, for
+# `return_assistant_tokens_mask` and losses built on it.
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
+{%- if not messages -%}
+    {{- raise_exception('The conversation is empty: expected at least one message') -}}
+{%- endif -%}
 {%- if messages[0]['role'] == 'system' -%}
     {{- raise_exception('System role not supported') -}}
+{%- endif -%}
+{%- if tools or documents -%}
+    {{- raise_exception('Tools and documents are not supported: put them into the text of a message') -}}
 {%- endif -%}
 {%- for message in messages -%}
     {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
         {{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') -}}
     {%- endif -%}
-    {%- set content = message['content'] | trim -%}
-    {%- if message['role'] == 'assistant' -%}
-        {{- '<start_of_turn>model\\n' -}}
-        {%- generation -%}{{- content + '<end_of_turn>\\n' -}}{%- endgeneration -%}
+    {%- if message['role'] not in ['user', 'assistant', 'model'] -%}
+        {{- raise_exception('Role not supported: ' ~ message['role'] ~ ', expected user or assistant') -}}
+    {%- endif -%}
+    {%- set content = namespace(text='') -%}
+    {%- if message['content'] is string -%}
+        {%- set content.text = message['content'] -%}
+    {%- elif message['content'] is defined and message['content'] is sequence and message['content'] is not mapping -%}
+        {%- for part in message['content'] -%}
+            {%- if part['type'] != 'text' or part['text'] is not string -%}
+                {{- raise_exception('Content not supported: expected parts {"type": "text", "text": ...}') -}}
+            {%- endif -%}
+            {%- set content.text = content.text + part['text'] -%}
+        {%- endfor -%}
     {%- else -%}
-        {{- '<start_of_turn>' + message['role'] + '\\n' + content + '<end_of_turn>\\n' -}}
+        {{- raise_exception('Content not supported: expected text or a list of text parts') -}}
+    {%- endif -%}
+    {%- if message['role'] == 'user' -%}
+        {{- '<start_of_turn>user\\n' + content.text | trim + '<end_of_turn>\\n' -}}
+    {%- else -%}
+        {{- '<start_of_turn>model\\n' -}}
+        {%- generation -%}{{- content.text | trim + '<end_of_turn>\\n' -}}{%- endgeneration -%}
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '<start_of_turn>model\\n' -}}
 {%- endif -%}
 """
+
+_GEMMA_DECODER = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+_EACH_BYTE = "recurrent_gemma.each_byte"
 
 
 class RecurrentGemmaTokenizer(GemmaTokenizer):
@@ -115,11 +145,11 @@ class RecurrentGemmaTokenizer(GemmaTokenizer):
     ) -> str:
         ids = token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids
         ids = [ids] if isinstance(ids, int) else ids
-        if self._byte_of_id.keys().isdisjoint(ids) or not decodes_as_gemma(self.backend_tokenizer.decoder):
+        if self._byte_of_id.keys().isdisjoint(ids) or not _decodes_as_gemma(self.backend_tokenizer.decoder):
             return super()._decode(ids, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
         # `tokenizers` gives U+FFFD for every byte of a run in which anything is invalid.
         return "".join(
-            decode_bytes(self._byte_of_id[i] for i in run)
+            _decode_bytes(self._byte_of_id[i] for i in run)
             if are_bytes
             else super(RecurrentGemmaTokenizer, self)._decode(
                 list(run), skip_special_tokens, clean_up_tokenization_spaces, **kwargs
@@ -148,4 +178,26 @@ def _surrogate(text: Any) -> tuple[str, int] | None:
     return None
 
 
-__all__ = ["CHAT_TEMPLATE", "RecurrentGemmaTokenizer"]
+def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
+    # Python's own "replace" gives one U+FFFD for a character that is cut off, however many bytes there are of it.
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error(_EACH_BYTE, _replace_each_byte)
+
+
+def _decode_bytes(values: Iterable[int]) -> str:
+    """The characters that the bytes encode in UTF-8, with U+FFFD for every byte that is no part of one.
+
+    Source: ``ProcessBytePieces`` in SentencePiece's ``sentencepiece_processor.cc``.
+    """
+    return bytes(values).decode(errors=_EACH_BYTE)
+
+
+def _decodes_as_gemma(decoder: Any) -> bool:
+    """Whether ``decoder``, of a ``tokenizers.Tokenizer``, treats each token by itself, but for runs of bytes."""
+    return decoder is not None and json.loads(decoder.__getstate__()) == json.loads(_GEMMA_DECODER.__getstate__())
+
+
+__all__ = ["BYTE_PIECES", "CHAT_TEMPLATE", "TURN_MARKERS", "RecurrentGemmaTokenizer"]

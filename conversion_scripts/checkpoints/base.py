@@ -22,10 +22,12 @@ class ConversionError(ValueError):
     """A checkpoint that cannot be converted, or a target that cannot be written.
 
     Attributes:
+        subject: What is wrong: a path, or the fields of a config.
         problems: Everything that is wrong, one line each, with the names of the entries.
     """
 
     def __init__(self, subject: str, problems: list[str] | tuple[str, ...] | str) -> None:
+        self.subject = subject
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
         lines = self.problems[0] if len(self.problems) == 1 else "\n  ".join(("", *self.problems)).rstrip()
         super().__init__(f"{subject}: {lines}")

@@ -1,4 +1,4 @@
-"""Command line ``recurrent-gemma``: generate text, describe a checkpoint, run programs with the registration."""
+"""Command line ``recurrent-gemma``: generate text, convert and describe checkpoints, run programs registered."""
 
 from recurrent_gemma.cli.app import main
 

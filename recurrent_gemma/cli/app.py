@@ -13,6 +13,7 @@ import typer
 
 import recurrent_gemma
 from recurrent_gemma.cli.chat import chat as hold_chat
+from recurrent_gemma.cli.convert import convert_checkpoint
 from recurrent_gemma.cli.errors import CommandError, ExitCode, describe, exit_code
 from recurrent_gemma.cli.exec import execute
 from recurrent_gemma.cli.generate import generate as generate_text
@@ -23,6 +24,7 @@ from recurrent_gemma.cli.options import (
     Dtype,
     DtypeOption,
     GreedyOption,
+    Kind,
     MaxNewTokensOption,
     ModelOption,
     SeedOption,
@@ -41,12 +43,13 @@ _PROGRAM = "recurrent-gemma"
 _EPILOG = """\b
 Exit codes:
   0    success
-  1    unexpected error; --debug before the command shows the traceback
+  1    unexpected error; --debug before the command shows the traceback. convert --verify: the logits differ
   2    wrong usage or option value
   3    a checkpoint directory, one of its files, or a session file does not exist
   4    the checkpoint is of another architecture
   5    the checkpoint is broken: truncated, invalid JSON, missing weights
   6    the session file is broken, another model's, or cannot be written
+  7    the target of a conversion exists, or cannot be written
   126  exec: the command cannot be executed
   127  exec: the command does not exist
 `exec` ends with the exit code of its command otherwise."""
@@ -182,6 +185,62 @@ def session_info_command(
 ) -> None:
     """Show a session file's model, its tokens, and the bytes of its state."""
     session_info(file, model)
+
+
+@app.command("convert", epilog=_EPILOG)
+def convert_command(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint; its kind is detected.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="What to write; for torch a file *.pt or *.bin.")],
+    to: Annotated[
+        Kind | None,
+        typer.Option(help="hf: Transformers, flax: DeepMind's JAX, torch: DeepMind's PyTorch. Default: by DST's name."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="2b|9b|NAME", help="The published model it is, for what DeepMind's files do not say."),
+    ] = None,
+    attention_window_size: Annotated[int | None, typer.Option(help="The window, in place of the preset's.")] = None,
+    embeddings_scale_by_sqrt_dim: Annotated[
+        bool | None, typer.Option(help="Whether embeddings are scaled, in place of what the preset says.")
+    ] = None,
+    logits_soft_cap: Annotated[
+        float | None, typer.Option(help="Cap of the logits, in place of the preset's; 0 for none.")
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Dtype to write. Default: the source's, bit for bit.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="SentencePiece tokenizer.model, converted as well.")
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Size of a weight file at most, such as 5GB, the default.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the logits with those of DeepMind's JAX model at the end.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is at DST.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check names and shapes, show the plan and end.")] = False,
+) -> None:
+    """Convert a checkpoint between DeepMind's JAX and PyTorch code and Transformers.
+
+    SRC is an Orbax directory, a file of torch.save, or a Transformers directory. Everything is checked before anything
+    is written; DST appears when it is complete. Memory: one weight file and two tensors.
+    """
+    with _quiet(context):
+        convert_checkpoint(
+            source,
+            target,
+            to=None if to is None else to.value,
+            preset=preset,
+            attention_window_size=attention_window_size,
+            embeddings_scale_by_sqrt_dim=embeddings_scale_by_sqrt_dim,
+            logits_soft_cap=logits_soft_cap,
+            dtype=dtype_name(dtype),
+            tokenizer=tokenizer,
+            max_shard_size=max_shard_size,
+            verify=verify,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
 
 
 @app.command(epilog=_EPILOG)

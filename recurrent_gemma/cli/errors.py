@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     WRONG_ARCHITECTURE = 4
     BROKEN = 5
     SESSION = 6
+    TARGET = 7
     CANNOT_EXECUTE = 126
     NO_SUCH_COMMAND = 127
 

@@ -18,6 +18,14 @@ class Dtype(str, Enum):
     FLOAT16 = "float16"
 
 
+class Kind(str, Enum):
+    """Kinds of checkpoints."""
+
+    HF = "hf"
+    FLAX = "flax"
+    TORCH = "torch"
+
+
 def _more_than_zero(value: float | None) -> float | None:
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise typer.BadParameter(f"expected a finite number of more than 0, got {value:g}.")
@@ -101,6 +109,7 @@ __all__ = [
     "Dtype",
     "DtypeOption",
     "GreedyOption",
+    "Kind",
     "MaxNewTokensOption",
     "ModelOption",
     "SeedOption",

@@ -1,4 +1,4 @@
-"""The tokenizer: what goes in comes out, one BOS, left padding, the chat template, and equality with Gemma's."""
+"""The tokenizer: what goes in comes out, one BOS, left padding, and equality with Gemma's."""
 
 import json
 from pathlib import Path
@@ -113,45 +113,6 @@ def test_padding_is_on_the_left(tokenizer: RecurrentGemmaTokenizer) -> None:
     missing = len(batch.input_ids[1]) - 2
     assert batch.input_ids[0] == [0] * missing + [2, *tokenizer("the", add_special_tokens=False).input_ids]
     assert batch.attention_mask[0] == [0] * missing + [1, 1]
-
-
-def test_chat_template(tokenizer: RecurrentGemmaTokenizer) -> None:
-    chat = [
-        {"role": "user", "content": " hello "},
-        {"role": "assistant", "content": "there"},
-        {"role": "user", "content": "a"},
-    ]
-    expected = (
-        "<bos><start_of_turn>user\nhello<end_of_turn>\n"
-        "<start_of_turn>model\nthere<end_of_turn>\n"
-        "<start_of_turn>user\na<end_of_turn>\n"
-    )
-    assert tokenizer.apply_chat_template(chat, tokenize=False) == expected
-    prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    assert prompt == expected + "<start_of_turn>model\n"
-    encoded = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
-    assert encoded["input_ids"] == tokenizer(prompt).input_ids == tokenizer(prompt, add_special_tokens=False).input_ids
-    assert encoded["input_ids"].count(2) == 1
-
-
-def test_chat_template_marks_what_the_model_says(tokenizer: RecurrentGemmaTokenizer) -> None:
-    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "there"}]
-    encoded = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
-    said = [i for i, marked in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if marked]
-    assert tokenizer.decode(said) == "there<end_of_turn>\n"
-
-
-@pytest.mark.parametrize(
-    ("chat", "message"),
-    [
-        ([{"role": "system", "content": "be kind"}], "System role not supported"),
-        ([{"role": "assistant", "content": "hello"}], "must alternate"),
-        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "must alternate"),
-    ],
-)
-def test_chats_that_the_models_never_saw_raise(tokenizer: RecurrentGemmaTokenizer, chat: list, message: str) -> None:
-    with pytest.raises(Exception, match=message):
-        tokenizer.apply_chat_template(chat, tokenize=False)
 
 
 def test_saved_and_loaded_is_the_same(tokenizer: RecurrentGemmaTokenizer, directory: Path, tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""``recurrent-gemma convert``: a checkpoint of DeepMind's to a Transformers directory, or back."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from recurrent_gemma.cli.errors import CommandError, ExitCode, one_line
+from recurrent_gemma.conversion_scripts import ConversionError, ConversionPlan, ConversionResult, convert
+from recurrent_gemma.conversion_scripts.convert import OnProgress
+
+_KINDS = {"flax": "JAX (Orbax directory)", "torch": "PyTorch (torch.save)", "hf": "Transformers directory"}
+_PHASES = {"check": "checking", "write": "writing", "verify": "verifying"}
+
+
+def convert_checkpoint(source: Path, target: Path, **options: Any) -> None:
+    """Convert and say what was done; a dry run says what would be.
+
+    Args:
+        source, target, **options: As ``recurrent_gemma.conversion_scripts.convert`` takes them.
+
+    Raises:
+        CommandError: Nothing was written, or what was written does not give the source's logits.
+    """
+    with _reported(source), _progress() as on_progress:
+        result = convert(source, target, on_progress=on_progress, **options)
+    console = Console()
+    console.print(_summary(result))
+    if result.verification is not None:
+        console.print(result.verification.table())
+        if not result.verification.passed:
+            raise CommandError(f"{target}: its logits are not those of {source}", ExitCode.UNEXPECTED)
+
+
+@contextlib.contextmanager
+def _reported(source: Path) -> Iterator[None]:
+    """Failures as exit codes; a list of problems is written to stderr whole."""
+    try:
+        yield
+    except ConversionError as error:
+        *listed, last = error.problems
+        if listed:
+            print(*error.problems, sep="\n", file=sys.stderr)
+            last = f"expected none of the {len(error.problems)} problems above; nothing was written"
+        raise CommandError(one_line(f"{error.subject}: {last}"), ExitCode.BROKEN) from error
+    except FileNotFoundError as error:
+        raise CommandError(one_line(str(error)), ExitCode.NOT_FOUND) from error
+    except (ImportError, TypeError, ValueError) as error:
+        raise CommandError(one_line(str(error)), ExitCode.USAGE) from error
+    except OSError as error:
+        raise CommandError(one_line(str(error)), ExitCode.TARGET) from error
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[OnProgress]:
+    """A bar for each phase on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[tensor]}", markup=False),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def advance(phase: str, tensor: str, nbytes: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = progress.add_task(_PHASES[phase], total=total, tensor="")
+            progress.update(tasks[phase], advance=nbytes, tensor=tensor)
+
+        yield advance
+
+
+def _summary(result: ConversionResult) -> Table:
+    plan = result.plan
+    title = f"{'Converted' if result.written else 'Plan of'} {plan.source} -> {plan.target}"
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    for name, value in _rows(result, plan).items():
+        table.add_row(name, Text(value))
+    return table
+
+
+def _rows(result: ConversionResult, plan: ConversionPlan) -> dict[str, str]:
+    rows = {
+        "from": f"{_KINDS[plan.source_kind]}, {plan.source_dtype}",
+        "to": f"{_KINDS[plan.target_kind]}, {plan.dtype}",
+        "parameters": f"{plan.parameters:,} in {len(plan.tensors)} tensors",
+        "bytes": f"{plan.nbytes:,} ({decimal(plan.nbytes)}); {decimal(plan.free_bytes)} were free",
+    }
+    if plan.shards:
+        rows["weight files"] = ", ".join(f"{name} ({len(names)} tensors)" for name, names in plan.shards.items())
+    if plan.config is not None:
+        config = plan.config
+        cap, scaled = config.final_logit_softcapping, config.embeddings_scale_by_sqrt_dim
+        rows |= {
+            "layers": f"{config.num_hidden_layers}: {', '.join(config.block_types or ())}, repeated",
+            "width": f"{config.hidden_size}; recurrence {config.lru_width}, MLP {config.mlp_width}, "
+            f"{config.num_attention_heads} heads, vocabulary {config.vocab_size:,}",
+            "window": f"{config.attention_window_size:,}",
+            "logits": f"soft-capped at {cap:g}" if cap else "not capped",
+            "embeddings": "scaled by the root of the width" if scaled else "not scaled",
+        }
+    if result.written:
+        rows["time"] = f"{result.seconds:.1f} s"
+    else:
+        rows["next"] = "nothing was written, and no values were read; leave out --dry-run to convert"
+    rows |= {f"note {number}": note for number, note in enumerate(plan.notes, start=1)}
+    return rows
