@@ -3,5 +3,6 @@
 from recurrent_gemma.conversion_scripts.checkpoints import ConversionError
 from recurrent_gemma.conversion_scripts.convert import ConversionResult, convert
 from recurrent_gemma.conversion_scripts.plan import ConversionPlan
+from recurrent_gemma.conversion_scripts.verify import Verification, verify
 
-__all__ = ["ConversionError", "ConversionPlan", "ConversionResult", "convert"]
+__all__ = ["ConversionError", "ConversionPlan", "ConversionResult", "Verification", "convert", "verify"]

@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,11 @@ from recurrent_gemma.conversion_scripts.checkpoints import (
 )
 from recurrent_gemma.conversion_scripts.checkpoints.base import sync
 from recurrent_gemma.conversion_scripts.parameter_map import Kind, Parameter
-from recurrent_gemma.conversion_scripts.plan import ConversionPlan, Options, make_plan
+from recurrent_gemma.conversion_scripts.plan import ConversionPlan, OnProgress, Options, make_plan
 from recurrent_gemma.conversion_scripts.target import replacing
+from recurrent_gemma.conversion_scripts.verify import Verification, check_verifiable
+from recurrent_gemma.conversion_scripts.verify import verify as compare_checkpoints
 from recurrent_gemma.tokenization import RecurrentGemmaTokenizer, tokenizer_from_sentencepiece
-
-# (phase, name of the tensor that is done, its bytes, bytes of the phase).
-OnProgress = Callable[[str, str, int, int], None]
 
 # What goes along from one Transformers directory to another.
 _COMPANIONS = (
@@ -44,12 +43,14 @@ class ConversionResult:
     Attributes:
         plan: What was planned.
         written: Whether it was carried out; not so in a dry run.
-        seconds: Time it took.
+        seconds: Time it took, that of the verification included.
+        verification: What the verification found, if one was asked for and something was written.
     """
 
     plan: ConversionPlan
     written: bool
     seconds: float
+    verification: Verification | None = None
 
 
 def convert(
@@ -66,6 +67,7 @@ def convert(
     max_shard_size: int | str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
+    verify: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ConversionResult:
     """Convert a checkpoint of the Griffin family; every value arrives bit for bit unless ``dtype`` is another.
@@ -88,8 +90,10 @@ def convert(
         max_shard_size: Bytes of a weight file at most, as a number or like the default ``"5GB"`` (``hf`` only).
         overwrite: Whether a checkpoint that is at ``target`` is replaced.
         dry_run: Check and plan, and read no values and write nothing.
-        on_progress: Called with the phase (``"check"``, then ``"write"``), the name of a tensor that is done, its
-            bytes, and the bytes of the phase.
+        verify: Whether to run both models at the end and compare them (see ``verify``). A target that differs stays,
+            and ``verification.passed`` is false.
+        on_progress: Called with the phase (``"check"``, ``"write"``, then ``"verify"``), the name of a tensor that is
+            done, its bytes, and the bytes of the phase.
 
     Raises:
         ConversionError: Entries are missing, extra, misshapen, of a wrong dtype, or hold values that are not finite
@@ -108,15 +112,31 @@ def convert(
         tokenizer=tokenizer,
         max_shard_size=max_shard_size,
         overwrite=overwrite,
+        verify=verify,
     )
     plan, checkpoint, architecture = make_plan(Path(source), Path(target), options)
     converted_tokenizer = _tokenizer(tokenizer, plan)
+    if verify:
+        assert plan.config is not None
+        # Now rather than after the work.
+        check_verifiable(plan.config, plan.source)
+    verification = None
     if not dry_run:
         report = on_progress or (lambda *_: None)
         _check_values(plan, checkpoint, report)
         with replacing(plan.target) as path:
             _write(path, plan, _Converted(plan, checkpoint, architecture, report), converted_tokenizer)
-    return ConversionResult(plan, written=not dry_run, seconds=time.monotonic() - started)
+        if verify:
+            verification = compare_checkpoints(
+                plan.source,
+                plan.target,
+                preset=preset,
+                attention_window_size=attention_window_size,
+                embeddings_scale_by_sqrt_dim=embeddings_scale_by_sqrt_dim,
+                logits_soft_cap=logits_soft_cap,
+                on_progress=on_progress,
+            )
+    return ConversionResult(plan, not dry_run, time.monotonic() - started, verification)
 
 
 class _Converted:

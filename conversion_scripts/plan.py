@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from recurrent_gemma.conversion_scripts.checkpoints import (
 from recurrent_gemma.conversion_scripts.checkpoints.base import FLOATS
 from recurrent_gemma.conversion_scripts.parameter_map import KINDS, Kind
 from recurrent_gemma.conversion_scripts.target import check_space, check_target, leftovers
+
+# (phase, name of the tensor that is done, its bytes, bytes of the phase).
+OnProgress = Callable[[str, str, int, int], None]
 
 _SHARD_SIZE = "5GB"
 
@@ -85,7 +89,7 @@ def make_plan(source: Path, target: Path, options: Options) -> tuple[ConversionP
     Raises:
         As ``convert``, except for values, which are not read.
     """
-    preset = _preset_name(options.preset)
+    preset = preset_name(options.preset)
     dtype = _dtype_name(options.dtype)
     checkpoint = open_checkpoint(source)
     kind = _target_kind(options.to, checkpoint.kind, target)
@@ -93,7 +97,7 @@ def make_plan(source: Path, target: Path, options: Options) -> tuple[ConversionP
     check_target(target, source, overwrite=options.overwrite)
 
     architecture = architecture_of(checkpoint)
-    source_dtype, notes = _check_entries(checkpoint, architecture, cast=dtype is not None)
+    source_dtype, notes = check_entries(checkpoint, architecture, cast=dtype is not None)
     dtype = dtype or source_dtype
     tensors = {name: TensorInfo(shape, dtype) for name, shape in architecture.tensors(kind).items()}
     nbytes = sum(info.nbytes for info in tensors.values())
@@ -120,7 +124,12 @@ def make_plan(source: Path, target: Path, options: Options) -> tuple[ConversionP
     )
 
 
-def _preset_name(given: str | None) -> str | None:
+def preset_name(given: str | None) -> str | None:
+    """The full name of a preset that may be given by its end.
+
+    Raises:
+        ValueError: There is no such preset.
+    """
     if given is None or given in PRESETS:
         return given
     matching = [name for name in PRESETS if name.endswith(f"-{given}")]
@@ -163,8 +172,17 @@ def _check_options(options: Options, source: Kind, kind: Kind) -> None:
             raise ValueError(f"{name}: expected None for the kind {kind}; only a Transformers directory has it.")
 
 
-def _check_entries(checkpoint: Checkpoint, architecture: Architecture, *, cast: bool) -> tuple[str, list[str]]:
-    """The dtype of the entries, and notes; raises a ConversionError that names everything that does not fit."""
+def check_entries(checkpoint: Checkpoint, architecture: Architecture, *, cast: bool) -> tuple[str, list[str]]:
+    """The dtype that most entries have, and notes.
+
+    Args:
+        checkpoint: The checkpoint.
+        architecture: What it is to hold.
+        cast: Whether its entries may have several dtypes.
+
+    Raises:
+        ConversionError: Names everything that does not fit.
+    """
     expected, found, notes = architecture.tensors(checkpoint.kind), dict(checkpoint.tensors), []
     if "lm_head.weight" in found and "lm_head.weight" not in expected and checkpoint.kind == "hf":
         _check_tied(checkpoint)
