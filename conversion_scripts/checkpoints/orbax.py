@@ -166,7 +166,7 @@ class _Unread:
 class _Unchanged(np.ndarray):
     """An array that is not changed while it is written. Orbax makes a deep copy of arrays to be safe."""
 
-    def __deepcopy__(self, memo: dict) -> "_Unchanged":
+    def __deepcopy__(self, memo: dict[int, Any] | None, /) -> "_Unchanged":
         return self
 
 
