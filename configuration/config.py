@@ -1,6 +1,7 @@
 """``RecurrentGemmaConfig``: the checkpoint's field names and defaults, validated on construction."""
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from recurrent_gemma.configuration.presets import PRESETS
+from recurrent_gemma.configuration.remote_code import names_shim, write_shim
 
 _INTEGERS = (
     "num_hidden_layers",
@@ -154,6 +156,12 @@ class RecurrentGemmaConfig(PreTrainedConfig):
             if overrides.get(name) == "auto":
                 del overrides[name]
         return super().from_dict({**_without_obsolete(config_dict, overrides), **overrides}, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Write ``config.json``, and the module of :mod:`.remote_code` beside it if the config names that."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if names_shim(getattr(self, "auto_map", None)):
+            write_shim(save_directory)
 
     def validate(self) -> None:
         """Check every field again, since attributes may have been set; ``save_pretrained`` does.

@@ -22,6 +22,7 @@ from recurrent_gemma.conversion_scripts.checkpoints import (
 from recurrent_gemma.conversion_scripts.checkpoints.base import sync
 from recurrent_gemma.conversion_scripts.parameter_map import Kind, Parameter
 from recurrent_gemma.conversion_scripts.plan import ConversionPlan, OnProgress, Options, make_plan
+from recurrent_gemma.conversion_scripts.shim import add_shim, add_shim_to_tokenizer, has_shim
 from recurrent_gemma.conversion_scripts.target import replacing
 from recurrent_gemma.conversion_scripts.verify import Verification, check_verifiable
 from recurrent_gemma.conversion_scripts.verify import verify as compare_checkpoints
@@ -65,6 +66,7 @@ def convert(
     dtype: str | torch.dtype | None = None,
     tokenizer: str | os.PathLike | None = None,
     max_shard_size: int | str | None = None,
+    trust_remote_code_shim: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     verify: bool = False,
@@ -88,6 +90,8 @@ def convert(
         dtype: Dtype to write, ``float32``, ``bfloat16`` or ``float16``. Default: the source's.
         tokenizer: A SentencePiece ``tokenizer.model``, to be converted as well (``hf`` only).
         max_shard_size: Bytes of a weight file at most, as a number or like the default ``"5GB"`` (``hf`` only).
+        trust_remote_code_shim: Whether programs that load the directory with ``trust_remote_code=True``, and do not
+            import this package, are led to its classes (``hf`` only). Others load it as before.
         overwrite: Whether a checkpoint that is at ``target`` is replaced.
         dry_run: Check and plan, and read no values and write nothing.
         verify: Whether to run both models at the end and compare them (see ``verify``). A target that differs stays,
@@ -111,11 +115,14 @@ def convert(
         dtype=dtype,
         tokenizer=tokenizer,
         max_shard_size=max_shard_size,
+        trust_remote_code_shim=trust_remote_code_shim,
         overwrite=overwrite,
         verify=verify,
     )
     plan, checkpoint, architecture = make_plan(Path(source), Path(target), options)
     converted_tokenizer = _tokenizer(tokenizer, plan)
+    if trust_remote_code_shim and plan.config is not None:
+        add_shim(plan.config)
     if verify:
         assert plan.config is not None
         # Now rather than after the work.
@@ -224,6 +231,8 @@ def _write_companions(path: Path, plan: ConversionPlan, tokenizer: RecurrentGemm
         GenerationConfig.from_model_config(plan.config).save_pretrained(path)
     if tokenizer is not None:
         tokenizer.save_pretrained(path)
+    if has_shim(plan.config):
+        add_shim_to_tokenizer(path)
     # Last, since no directory loads without it.
     plan.config.save_pretrained(path)
 

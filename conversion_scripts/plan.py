@@ -47,6 +47,7 @@ class Options:
     dtype: str | torch.dtype | None = None
     tokenizer: str | os.PathLike | None = None
     max_shard_size: int | str | None = None
+    trust_remote_code_shim: bool = False
     overwrite: bool = False
     verify: bool = False
 
@@ -167,9 +168,10 @@ def _check_options(options: Options, source: Kind, kind: Kind) -> None:
     if given and kind != "hf" and not options.verify and given != ["preset"]:
         name = next(name for name in given if name != "preset")
         raise ValueError(f"{name}: expected None, since a checkpoint of kind {kind} cannot hold it, without verify.")
-    for name in ("tokenizer", "max_shard_size"):
-        if kind != "hf" and getattr(options, name) is not None:
-            raise ValueError(f"{name}: expected None for the kind {kind}; only a Transformers directory has it.")
+    unset = Options()
+    for name in ("tokenizer", "max_shard_size", "trust_remote_code_shim"):
+        if kind != "hf" and getattr(options, name) != (left := getattr(unset, name)):
+            raise ValueError(f"{name}: expected {left} for the kind {kind}; only a Transformers directory has it.")
 
 
 def check_entries(checkpoint: Checkpoint, architecture: Architecture, *, cast: bool) -> tuple[str, list[str]]:

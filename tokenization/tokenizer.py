@@ -5,12 +5,15 @@ Source: the tokenizer files published with RecurrentGemma and Gemma, and Transfo
 
 import codecs
 import json
+import os
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
 from tokenizers import Tokenizer, decoders
 from transformers import BatchEncoding, GemmaTokenizer
+
+from recurrent_gemma.configuration.remote_code import names_shim, write_shim
 
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 TURN_MARKERS = ("<start_of_turn>", "<end_of_turn>")
@@ -111,6 +114,13 @@ class RecurrentGemmaTokenizer(GemmaTokenizer):
         if kwargs.get("tokenizer_file") is not None:
             return kwargs
         return super().convert_to_native_format(trust_remote_code=trust_remote_code, **kwargs)
+
+    def _save_pretrained(
+        self, save_directory: str | os.PathLike, file_names: tuple[str, ...], *args: Any, **kwargs: Any
+    ) -> tuple[str, ...]:
+        files = super()._save_pretrained(save_directory, file_names, *args, **kwargs)
+        shim = (str(write_shim(save_directory)),) if names_shim(self.init_kwargs.get("auto_map")) else ()
+        return (*files, *shim)
 
     def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
         split_special_tokens = kwargs.get("split_special_tokens")

@@ -214,6 +214,13 @@ def convert_command(
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Size of a weight file at most, such as 5GB, the default.")
     ] = None,
+    trust_remote_code_shim: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code-shim",
+            help="Lead programs that load DST with trust_remote_code=True to this package, which they need not import.",
+        ),
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare the logits with those of DeepMind's JAX model at the end.")
     ] = False,
@@ -237,6 +244,7 @@ def convert_command(
             dtype=dtype_name(dtype),
             tokenizer=tokenizer,
             max_shard_size=max_shard_size,
+            trust_remote_code_shim=trust_remote_code_shim,
             verify=verify,
             overwrite=overwrite,
             dry_run=dry_run,
