@@ -4,13 +4,15 @@
     python -m benchmarks train [--size 512x6] [--length 2048]
     python -m benchmarks decode [--size 256x12] [--tokens 128]
     python -m benchmarks memory [--size demo] [--tokens 20000] [--every 1000]
+    python -m benchmarks convert [--size 2048x12] [--max-shard-size 300MB] [--dtype bfloat16] [--folder DIR]
     python -m benchmarks prefix-cache [--size demo] [--system 2000] [--tokens 20] [--requests 200]
 
 Speed: random weights in fp32 on the CPU, shared by both implementations. First they must give the same logits and
 gradients; then the floor, ours and in-tree run in turn, round by round. The floor is the model's own matrix products at
 the same shapes (decode: reading its weights once). Memory: one sequence grows token by token through the cache.
-Prefix cache: answers below a shared system prompt, cold and warm, and hit rates at the sizes of the 2B model, whose
-states are not computed.
+Convert: random weights go to every kind of checkpoint and back, bit for bit; time, and resident memory above that of
+the bare process. Prefix cache: answers below a shared system prompt, cold and warm, and hit rates at the sizes of the
+2B model, whose states are not computed.
 
 Only ratios within one run mean something: take them on an otherwise idle machine.
 """
@@ -22,7 +24,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import memory, prefix_cache, report, speed
+from benchmarks import conversion, memory, prefix_cache, report, speed
 from benchmarks.models import SIZES
 
 
@@ -58,6 +60,14 @@ def _run(options: argparse.Namespace) -> report.Result:
             requests=options.requests,
         )
     size = SIZES[options.size]
+    if options.case == "convert":
+        return conversion.conversion(
+            size,
+            options.size,
+            dtype=options.dtype,
+            max_shard_size=options.max_shard_size,
+            folder=options.folder,
+        )
     if options.case == "decode":
         return speed.decode(size, tokens=options.tokens, repeats=options.repeats)
     case = {"prefill": speed.prefill, "train": speed.train}[options.case]
@@ -85,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     sampled = _add_case(cases, "memory", memory.generation_memory, "demo")
     sampled.add_argument("--tokens", type=_positive, default=20_000, help="tokens to decode (default %(default)s)")
     sampled.add_argument("--every", type=_positive, default=1000, help="tokens between samples (default %(default)s)")
+
+    converted = _add_case(cases, "convert", conversion.conversion, "2048x12")
+    converted.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
+    converted.add_argument("--max-shard-size", default="300MB", help="of a weight file (default %(default)s)")
+    converted.add_argument("--folder", type=Path, metavar="DIR", help="for five times the weights (default: temporary)")
 
     shared = _add_case(cases, "prefix-cache", prefix_cache.prefix_cache, "demo")
     shared.add_argument("--system", type=_positive, default=2000, help="tokens they share (default %(default)s)")

@@ -56,6 +56,8 @@ SIZES = {
     ),
     "2560x3": Size(2560, 3, num_attention_heads=10, attention_window_size=2048, vocab_size=4096),
     "256x12": Size(256, 12, num_attention_heads=4, attention_window_size=2048, vocab_size=4096),
+    "2048x12": Size(2048, 12, num_attention_heads=8, attention_window_size=2048, vocab_size=65_536),
+    "2b": Size(2560, 26, num_attention_heads=10, attention_window_size=2048, vocab_size=256_000),
     "demo": Size(256, 6, num_attention_heads=4, attention_window_size=128, vocab_size=2500),
     "tiny": Size(32, 3, num_attention_heads=4, attention_window_size=16, vocab_size=64),
 }

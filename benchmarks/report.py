@@ -11,14 +11,16 @@ import torch
 import transformers
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
+from benchmarks.conversion import ConversionCase
 from benchmarks.memory import MemoryResult
 from benchmarks.prefix_cache import PrefixCacheResult
 from benchmarks.speed import SpeedResult
 from benchmarks.timing import Timing
 
-Result = SpeedResult | MemoryResult | PrefixCacheResult
+Result = SpeedResult | MemoryResult | PrefixCacheResult | ConversionCase
 
 # Each changes what allocating and freeing large temporaries costs.
 _ALLOCATOR_PREFIXES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -65,6 +67,8 @@ def show(console: Console, case: str, size: str, machine: dict[str, Any], result
         _show_speed(console, case, size, result)
     elif isinstance(result, MemoryResult):
         _show_memory(console, result)
+    elif isinstance(result, ConversionCase):
+        _show_conversion(console, result)
     else:
         _show_prefix_cache(console, result)
 
@@ -111,6 +115,22 @@ def _show_memory(console: Console, result: MemoryResult) -> None:
         f"process, last - first: {result.samples[-1].rss_bytes - result.samples[0].rss_bytes:+,} bytes",
         highlight=False,
     )
+
+
+def _show_conversion(console: Console, result: ConversionCase) -> None:
+    title = (
+        f"conversion of {result.model}: {decimal(result.nbytes)}, largest weight file {decimal(result.shard_bytes)}, "
+        f"largest tensor {decimal(result.tensor_bytes)}"
+    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("from", "to", "seconds", "per second", "peak memory", "at most"):
+        table.add_column(heading, justify="left" if heading in ("from", "to") else "right", no_wrap=True)
+    for step in result.steps:
+        rate = f"{decimal(int(result.nbytes / step.seconds))}/s"
+        figures = (f"{step.seconds:.1f}", rate, decimal(step.peak_bytes), decimal(step.bound_bytes))
+        table.add_row(step.source, step.target, *figures)
+    console.print(table)
+    console.print("memory: resident, above that of the process before. What came back is the original bit for bit.")
 
 
 def _show_prefix_cache(console: Console, result: PrefixCacheResult) -> None:

@@ -190,9 +190,9 @@ def _from_shapes(checkpoint: Checkpoint) -> Architecture:
             problems.append(f"missing: {RULES[1].names(kind, layer)[0].rpartition('temporal')[0]}*, the whole block or "
                             "what tells its type.")  # fmt: skip
         block_types.append(votes.most_common(1)[0][0] if votes else "recurrent")
-    sizes, contradictions = _consistent(_sizes(kind, found), block_types)
+    sizes = _complete(_sizes(kind, found))
     wanted = tuple(p for p in parameters(block_types) if p.layer is None or p.layer in layers)
-    return Architecture(tuple(block_types), sizes, wanted, (*problems, *contradictions))
+    return Architecture(tuple(block_types), sizes, wanted, tuple(problems))
 
 
 def _recognize(kind: Kind, tensors: dict[str, TensorInfo]) -> Iterator[tuple[Rule, int | None, TensorInfo]]:
@@ -219,31 +219,23 @@ def _sizes(kind: Kind, found: Sequence[tuple[Rule, int | None, TensorInfo]]) -> 
     return {letter: counter.most_common(1)[0][0] for letter, counter in votes.items() if not letter.isdigit()}
 
 
-def _consistent(found: dict[str, int], block_types: Sequence[BlockType]) -> tuple[Dimensions, list[str]]:
-    """The sizes, those that no shape gives filled in, and where they contradict each other."""
-    problems = []
-    width = found.get("D", 0)
-    heads = found.get("H") or (width // found["G"] if found.get("G") else 1)
-    sizes = Dimensions(
-        V=found.get("V", 0),
+def _complete(votes: dict[str, int]) -> Dimensions:
+    """All sizes of a model of DeepMind's; its attention has one key/value head, and its convolution four taps."""
+    width = votes.get("D", 0)
+    # As many heads as the gates have blocks; without gates, as many as keys fit into the width.
+    heads = votes.get("H") or width // max(votes.get("G", width), 1) or 1
+    recurrence = votes.get("R", width)
+    return Dimensions(
+        V=votes.get("V", 0),
         D=width,
-        M=found.get("M", 0),
-        R=found.get("R", width),
+        M=votes.get("M", 0),
+        R=recurrence,
         H=heads,
-        C=found.get("C", width // heads),
-        K=found.get("K", 4),
-        Q=found.get("Q", width),
-        G=found.get("G", width // heads),
+        C=recurrence // heads,
+        K=_FIXED_FIELDS["conv1d_width"],
+        Q=width,
+        G=width // heads,
     )
-    if "recurrent" in block_types and sizes.H * sizes.C != sizes.R:
-        problems.append(f"gates: expected blocks that make up the recurrence's width {sizes.R}, got {sizes.H} of "
-                        f"{sizes.C}.")  # fmt: skip
-    if "attention" in block_types and (sizes.Q != sizes.D or sizes.H * sizes.G != sizes.D):
-        problems.append(f"attention: expected {sizes.H} heads, one of them for keys, that make up the width {sizes.D}, "
-                        f"got queries of {sizes.Q} and keys of {sizes.G}.")  # fmt: skip
-    if sizes.K != 4:
-        problems.append(f"conv_1d: expected 4 taps, as DeepMind's models have, got {sizes.K}.")
-    return sizes, problems
 
 
 def _pattern(block_types: Sequence[BlockType]) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -162,19 +163,23 @@ class _Unread:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+class _Unchanged(np.ndarray):
+    """An array that is not changed while it is written. Orbax makes a deep copy of arrays to be safe."""
+
+    def __deepcopy__(self, memo: dict[int, Any] | None, /) -> "_Unchanged":
+        return self
+
+
 def _one_by_one_handler(read: ReadTensor) -> Any:
     ocp = _import_orbax()
 
     class OneByOneHandler(ocp.type_handlers.NumpyHandler):  # type: ignore[name-defined]
         """Writes each array before it asks for the next one, where Orbax's own takes all of them at once."""
 
-        def __init__(self) -> None:
-            super().__init__(deepcopy_host_arrays=False)
-
         async def serialize(self, values: Sequence[_Unread], infos: Sequence[Any], args: Any = None) -> list[Any]:
             args = args or [ocp.SaveArgs()] * len(values)
             for value, info, arg in zip(values, infos, args, strict=True):
-                for written in await super().serialize([array_of(read(value.name))], [info], [arg]):
+                for written in await super().serialize([array_of(read(value.name)).view(_Unchanged)], [info], [arg]):
                     await asyncio.to_thread(written.result)
             return []
 
@@ -185,10 +190,7 @@ def _one_by_one_handler(read: ReadTensor) -> Any:
 
 
 def _numpy_dtype(name: str) -> Any:
-    import ml_dtypes
-    import numpy as np
-
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -79,7 +79,10 @@ class TransformersCheckpoint(Checkpoint):
         weight_map = _read_json(self.path / INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ConversionError(str(self.path / INDEX), "expected an entry weight_map of names to files, got none.")
-        return [self.path / file for file in sorted(set(weight_map.values()))]
+        files = sorted({str(file) for file in weight_map.values()})
+        if elsewhere := [file for file in files if Path(file).name != file]:
+            raise ConversionError(str(self.path / INDEX), f"expected file names, got paths: {', '.join(elsewhere)}.")
+        return [self.path / file for file in files]
 
 
 def shards_of(tensors: dict[str, TensorInfo], max_shard_size: int | str) -> dict[str, list[str]]:

@@ -163,6 +163,9 @@ def test_control_symbols_are_found_in_texts_and_split_on_request(large: Converte
         plain = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         assert plain == processor.encode(text)
         assert tokenizer.decode(plain, skip_special_tokens=True) == text
+    # Special tokens that SentencePiece takes for user-defined symbols are plain text then as well.
+    turn = tokenizer("<start_of_turn>", add_special_tokens=False, split_special_tokens=True).input_ids
+    assert len(turn) > 1 and processor.encode("<start_of_turn>") == [tokenizer.convert_tokens_to_ids("<start_of_turn>")]
 
 
 def test_a_control_symbol_of_another_name_is_found_and_skipped(tmp_path: Path):
