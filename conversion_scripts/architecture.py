@@ -161,13 +161,22 @@ def config_of(
 
 def beyond_deepmind(config: RecurrentGemmaConfig) -> list[str]:
     """What DeepMind's models cannot express of a config, one line each."""
-    return [
+    problems = [
         f"{name}: expected {value!r}, the only value in DeepMind's code, got {getattr(config, name)!r}."
         for name, value in _FIXED_FIELDS.items()
         if getattr(config, name) != value
         # A single head is one key/value head as well.
         and not (name == "num_key_value_heads" and "sliding_attention" not in config.layers_block_type)
     ]
+    # Assertions and splits of jax/layers.py and jax/modules.py.
+    if "linear_attention" in config.layers_block_type and config.lru_width % 2:
+        problems.append(f"lru_width: expected an even number, as DeepMind's code does, got {config.lru_width}.")
+    if "sliding_attention" in config.layers_block_type and config.head_dim % 4:
+        problems.append(
+            "hidden_size / num_attention_heads: expected a multiple of 4, as DeepMind's code does, got "
+            f"{config.head_dim}."
+        )
+    return problems
 
 
 def _from_shapes(checkpoint: Checkpoint) -> Architecture:

@@ -302,6 +302,21 @@ def test_what_deepmind_cannot_express_is_refused_before_anything_is_written(tmp_
         verify(source, source)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"block_types": ["recurrent"], "lru_width": 33, "num_attention_heads": 1}, "lru_width: expected an even"),
+        ({"block_types": ["attention"], "hidden_size": 20, "lru_width": 20}, "expected a multiple of 4, .* got 5"),
+    ],
+)
+def test_widths_that_deepmind_cannot_split_are_refused(tmp_path: Path, fields: dict, message: str):
+    source = save(tmp_path, num_hidden_layers=1, **fields)
+    with pytest.raises(ConversionError, match=message):
+        verify(source, source)
+    with pytest.raises(ConversionError, match=message):
+        convert(source, tmp_path / "torch.pt")
+
+
 def test_fields_left_open(intact: Path):
     with pytest.raises(ConversionError, match="attention_window_size, embeddings_scale_by_sqrt_dim, logits_soft_cap"):
         verify(intact / "flax", intact / "torch.pt")
