@@ -211,8 +211,7 @@ def test_a_torch_file_is_not_read_by_the_map_alone(intact: Path, tmp_path: Path,
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_other_patterns(tmp_path: Path, fields: dict, dtype: torch.dtype):
     result = convert(save(tmp_path, dtype, **fields), tmp_path / "torch.pt", verify=True)
-    assert result.verification is not None
-    assert result.verification.passed
+    assert result.verification and result.verification.passed
     assert result.verification.notes == ()
 
 
@@ -230,8 +229,7 @@ def test_large_logits_have_a_larger_bound(tmp_path: Path):
 def test_another_dtype_is_compared_on_rounded_weights(tmp_path: Path, before: str, after: str, kind: str):
     source = save(tmp_path, getattr(torch, before))
     found = convert(source, tmp_path / f"new-{NAMES[kind]}", to=kind, dtype=after, verify=True).verification
-    assert found is not None
-    assert found.passed
+    assert found and found.passed
     assert found.notes == (f"The source's {before} weights are compared as {after}, the target's dtype.",)
 
 
@@ -261,8 +259,7 @@ def test_only_one_block_is_in_memory_at_a_time(tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(StoredWeights, "block", block)
     assert verify(source, tmp_path / "torch.pt").passed
-    assert earlier
-    assert not any(reference() for reference in earlier)
+    assert earlier and not any(reference() for reference in earlier)
     # Both sides go through the model together, each tensor is read once, and the table of embeddings twice.
     number = re.compile(r"(?:layers|blocks)\.(\d+)\.")
     in_blocks = [(kind, found[1]) for kind, name in reads if (found := number.search(name))]
@@ -287,8 +284,7 @@ def test_convert_verifies_on_request(intact: Path, tmp_path: Path):
     result = convert(
         intact / "flax", tmp_path / "c.pt", verify=True, on_progress=lambda p, *_: phases.append(p), **OPTIONS
     )
-    assert result.verification is not None
-    assert result.verification.passed
+    assert result.verification and result.verification.passed
     assert result.seconds >= result.verification.seconds
     assert [phase for phase, _ in groupby(phases)] == ["check", "write", "verify"]
 
