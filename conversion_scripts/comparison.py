@@ -1,6 +1,7 @@
 """Two models side by side, part after part: how far apart their values are from the embedding to the logits.
 
-At no time are there more weights in memory than one block's in fp32, or both embedding tables as stored.
+At no time are there more weights in memory than one block's as they are computed with, or both embedding tables as
+stored.
 """
 
 import math
@@ -62,6 +63,7 @@ class StoredWeights:
         architecture: What it holds.
         kind: Whose names and layouts to give: ``"flax"`` for DeepMind's code, ``"hf"`` for ours.
         dtype: Dtype that the values are rounded to.
+        compute: Dtype in which they are given, which holds those values exactly.
         on_read: Called with each entry that is done.
     """
 
@@ -71,9 +73,11 @@ class StoredWeights:
         architecture: Architecture,
         kind: Kind,
         dtype: torch.dtype,
+        compute: torch.dtype,
         on_read: Callable[[Checkpoint, str], None],
     ) -> None:
         self._checkpoint, self._kind, self._dtype, self._on_read = checkpoint, kind, dtype, on_read
+        self.compute = compute
         self._embedding, *self._in_blocks, self._final_norm = architecture.parameters
         self.block_types = architecture.block_types
 
@@ -82,14 +86,14 @@ class StoredWeights:
         return self._read(self._embedding, done=last_time)[0]
 
     def final_norm(self) -> Tensor:
-        """The final norm's weight (D,) in fp32."""
-        return self._read(self._final_norm)[0].float()
+        """The final norm's weight (D,)."""
+        return self._read(self._final_norm)[0].to(self.compute)
 
     def block(self, layer: int) -> Weights:
-        """One block's in fp32, by their names in it."""
+        """One block's, by their names in it."""
         prefix = f"blocks.{layer}/" if self._kind == "flax" else f"model.layers.{layer}."
         return {
-            name.removeprefix(prefix): tensor.float()
+            name.removeprefix(prefix): tensor.to(self.compute)
             for parameter in self._in_blocks
             if parameter.layer == layer
             for name, tensor in zip(parameter.names(self._kind), self._read(parameter), strict=True)
@@ -150,7 +154,7 @@ def compare(theirs: Side, ours: Side, prompts: Sequence[Tensor]) -> Comparison:
 def _embedded(side: Side, prompts: Sequence[Tensor]) -> list[Tensor]:
     # Of the table only the rows that the prompts have.
     ids, places = torch.cat(list(prompts), dim=1).unique(return_inverse=True)
-    rows = side.weights.embedding(last_time=False)[ids].float()
+    rows = side.weights.embedding(last_time=False)[ids].to(side.weights.compute)
     return [side.model.embed(rows, part) for part in places.split([prompt.shape[1] for prompt in prompts], dim=1)]
 
 
@@ -167,7 +171,7 @@ def _compare_logits(
     differences, magnitudes, agreeing = [], [], 0
     for xs in zip(*states, strict=True):
         best = [_Best(x.shape[1]) for x in xs]
-        for first, rows in _row_blocks(tables):
+        for first, rows in _row_blocks(tables, xs[0].dtype):
             logits = [
                 side.model.logits(norm, part, x)[0] for side, norm, part, x in zip(sides, norms, rows, xs, strict=True)
             ]
@@ -181,17 +185,17 @@ def _compare_logits(
     return LayerDifference("logits", max(differences), largest, bound), agreeing
 
 
-def _row_blocks(tables: Sequence[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
-    """(first row, these rows in fp32) of both tables."""
+def _row_blocks(tables: Sequence[Tensor], dtype: torch.dtype) -> Iterator[tuple[int, list[Tensor]]]:
+    """(first row, these rows in the dtype) of both tables."""
     for first in range(0, len(tables[0]), _ROWS):
-        yield first, [table[first : first + _ROWS].float() for table in tables]
+        yield first, [table[first : first + _ROWS].to(dtype) for table in tables]
 
 
 class _Best:
     """The most likely next token of each position, of the logits seen so far."""
 
     def __init__(self, length: int) -> None:
-        self._values = torch.full((length,), -math.inf)
+        self._values = torch.full((length,), -math.inf, dtype=torch.float64)
         self.tokens = torch.zeros(length, dtype=torch.long)
 
     def update(self, logits: Tensor, first: int) -> None:

@@ -186,12 +186,12 @@ def check_entries(checkpoint: Checkpoint, architecture: Architecture, *, cast: b
         ConversionError: Names everything that does not fit.
     """
     expected, found, notes = architecture.tensors(checkpoint.kind), dict(checkpoint.tensors), []
-    if "lm_head.weight" in found and "lm_head.weight" not in expected and checkpoint.kind == "hf":
+    if "lm_head.weight" in found and "lm_head.weight" not in expected and "model.embed_tokens.weight" in found:
         _check_tied(checkpoint)
         notes.append("lm_head.weight is the embedding table, which is written once")
         del found["lm_head.weight"]
-    floats = [info.dtype for name, info in found.items() if name in expected and info.dtype in FLOATS]
-    usual = max(sorted(set(floats)), key=floats.count, default=FLOATS[0])
+    dtypes = [info.dtype for name, info in found.items() if name in expected]
+    usual = max(sorted(set(dtypes)), key=dtypes.count, default=FLOATS[0])
     problems = list(architecture.problems)
     for name, shape in expected.items():
         if name not in found:
@@ -199,11 +199,16 @@ def check_entries(checkpoint: Checkpoint, architecture: Architecture, *, cast: b
         elif found[name].shape != shape:
             problems.append(f"misshapen: {name}, expected shape {shape}, got {found[name].shape}.")
     problems += [f"unexpected: {name}, {info}." for name, info in found.items() if name not in expected]
-    for name in expected.keys() & found.keys():
-        actual = found[name].dtype
-        if actual not in (*FLOATS, "float64") if cast else actual != usual:
-            remedy = "" if cast else ", as most entries have; dtype (--dtype) converts the floating-point ones"
-            problems.append(f"wrong dtype: {name}, expected {usual if not cast else 'a float'}{remedy}, got {actual}.")
+    if not cast and usual not in FLOATS:
+        remedy = "; dtype (--dtype) converts them" if usual == "float64" else ""
+        problems.append(f"wrong dtype: most entries are {usual}, expected one of {', '.join(FLOATS)}{remedy}.")
+    for name in expected:
+        actual = found[name].dtype if name in found else usual
+        if cast and actual not in (*FLOATS, "float64"):
+            problems.append(f"wrong dtype: {name}, expected floating-point numbers, got {actual}.")
+        elif not cast and actual != usual:
+            remedy = "; dtype (--dtype) makes all of them the same" if actual in (*FLOATS, "float64") else ""
+            problems.append(f"wrong dtype: {name}, expected {usual} as most entries are, got {actual}{remedy}.")
     if problems:
         raise ConversionError(str(checkpoint.path), problems)
     return usual, notes

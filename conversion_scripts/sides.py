@@ -1,13 +1,15 @@
 """The two models that a verification compares, DeepMind's JAX code and this package's, each run a part at a time.
 
-Both have the same methods, take weights in fp32 by the names of their own code, and compute in fp32 on the CPU. Neither
-keeps weights: what a method is given is free when it returns.
+Both have the same methods, take weights by the names of their own code, and compute on the CPU in the dtype of these,
+fp32 or fp64. Neither keeps weights: what a method is given is free when it returns.
 """
 
+import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -76,8 +78,9 @@ class DeepMindModel:
             for parent in parents:
                 branch = branch.setdefault(parent, {})
             branch[last] = array_of(weight)
-        model = _griffin(self._config, vocab_size, block_types)
-        with self._jax.default_device(self._device):
+        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+        model = _griffin(self._config, vocab_size, block_types, dtype)
+        with self._jax.default_device(self._device), _precision(self._jax, dtype):
             result = self._run(model, method, params, *(tensor.numpy() for tensor in inputs))
             return tensor_of(self._jax.device_get(result))
 
@@ -107,7 +110,7 @@ class OurModel:
     def block(self, block_type: BlockType, weights: Weights, x: Tensor) -> Tensor:
         """x (1, L, D) after a residual block."""
         sequence = derive_sequence_inputs(batch=1, length=x.shape[1], device=x.device)
-        angles = rotary_angles(sequence.positions, self._config, torch.float32)
+        angles = rotary_angles(sequence.positions, self._config, x.dtype)
         context = LayerContext(sequence.starts, sequence.valid, sequence.past_length, *angles)
         block = self._blocks[block_type]
         return functional_call(block, weights, (x, None, context), strict=True).hidden_states
@@ -158,15 +161,25 @@ def griffin_config(config: RecurrentGemmaConfig, vocab_size: int, block_types: t
     )
 
 
-def _griffin(config: RecurrentGemmaConfig, vocab_size: int, block_types: tuple[BlockType, ...]) -> Any:
-    import jax.numpy as jnp
+@contextlib.contextmanager
+def _precision(jax: Any, dtype: str) -> Iterator[None]:
+    """JAX makes fp32 of fp64 unless it is told not to."""
+    if dtype != "float64":
+        yield
+        return
+    # Where it was up to JAX 0.7.
+    place = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    with place.enable_x64(True):
+        yield
 
+
+def _griffin(config: RecurrentGemmaConfig, vocab_size: int, block_types: tuple[BlockType, ...], dtype: str) -> Any:
     griffin = importlib.import_module("recurrentgemma.jax.griffin")
     return griffin.Griffin(
         griffin_config(config, vocab_size, block_types),
         gradient_checkpointing=False,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        dtype=np.dtype(dtype),
+        param_dtype=np.dtype(dtype),
     )
 
 

@@ -22,7 +22,7 @@ from recurrent_gemma.conversion_scripts.architecture import (
     read_config,
 )
 from recurrent_gemma.conversion_scripts.checkpoints import Checkpoint, ConversionError, open_checkpoint
-from recurrent_gemma.conversion_scripts.comparison import LayerDifference, Side, StoredWeights, compare
+from recurrent_gemma.conversion_scripts.comparison import Comparison, LayerDifference, Side, StoredWeights, compare
 from recurrent_gemma.conversion_scripts.parameter_map import Kind
 from recurrent_gemma.conversion_scripts.plan import OnProgress, check_entries, preset_name
 from recurrent_gemma.conversion_scripts.sides import DeepMindModel, OurModel, import_deepmind
@@ -105,24 +105,27 @@ def verify(
     """Compare two checkpoints of one model, of any kinds, by running DeepMind's JAX code on one and ours on the other.
 
     Both run in fp32 on the CPU, on the weights as stored; where dtypes differ, on the source's weights rounded to the
-    target's dtype. The prompts are random tokens, one of them longer than the attention window. Each model goes on with
-    its own hidden states, so differences add up as they do in use. DeepMind's code runs the checkpoint of DeepMind's
-    kind: the PyTorch one if both are, else the source.
+    target's dtype. Where they differ by more than the bound they run once more in fp64: DeepMind's 1 - exp(2 log a)
+    loses digits where gates are nearly closed, and with some weights that alone is beyond the bound in fp32.
+
+    The prompts are random tokens, one of them longer than the attention window. Each model goes on with its own hidden
+    states, so differences add up as they do in use. DeepMind's code runs the checkpoint of DeepMind's kind: the PyTorch
+    one if both are, else the source.
 
     The table of parameters (``parameter_map.py``) is trusted as little as possible: the two models read ``flax`` and
     ``hf`` checkpoints by the names and layouts of their own code, and a ``torch`` checkpoint reaches DeepMind's by the
     rule of ``recurrentgemma/conversion.py``.
 
-    Memory: both embedding tables as stored, or one block in fp32 and twice its activations. DeepMind's attention makes
-    several arrays of 4 H (W + 64)^2 bytes. A change of the weights that shows in no figure of the prompts, such as that
-    of one low bit, stays unseen.
+    Memory: both embedding tables as stored, or one block in fp32 (fp64) and twice its activations. DeepMind's attention
+    makes several arrays of 4 H (W + 64)^2 bytes. A change of the weights that shows in no figure of the prompts, such
+    as that of one low bit, stays unseen.
 
     Args:
         source, target: The checkpoints.
         preset, attention_window_size, embeddings_scale_by_sqrt_dim, logits_soft_cap: As in ``convert``, for what
             DeepMind's checkpoints do not say. Default: what the other one's config.json says.
-        on_progress: Called with the phase ``"verify"``, the name of a tensor that is done, its bytes, and the bytes of
-            both checkpoints.
+        on_progress: Called with the phase (``"verify"``, then maybe ``"verify in fp64"``), the name of a tensor that is
+            done, its bytes, and the bytes of both checkpoints.
 
     Raises:
         ConversionError: A checkpoint is not complete, they have different shapes, DeepMind's code cannot express the
@@ -148,25 +151,34 @@ def verify(
     theirs = kinds.index("torch" if "torch" in kinds else "flax" if "flax" in kinds else "hf")
     ours = 1 - theirs
     configs = _configs(checkpoints[theirs], checkpoints[ours], architectures[theirs], preset, options, dtype)
-    report = _Progress(checkpoints, architectures, on_progress)
 
-    def weights(side: int, kind: Kind) -> StoredWeights:
-        return StoredWeights(checkpoints[side], architectures[side], kind, getattr(torch, dtype), report)
+    def run(compute: torch.dtype, phase: str) -> Comparison:
+        report = _Progress(checkpoints, architectures, on_progress, phase)
+
+        def weights(side: int, kind: Kind) -> StoredWeights:
+            return StoredWeights(checkpoints[side], architectures[side], kind, getattr(torch, dtype), compute, report)
+
+        return compare(
+            Side(DeepMindModel(configs[0]), weights(theirs, "flax")),
+            Side(OurModel(configs[1]), weights(ours, "hf")),
+            prompts,
+        )
 
     prompts = _prompts(configs[0])
-    layers, agreeing = compare(
-        Side(DeepMindModel(configs[0]), weights(theirs, "flax")),
-        Side(OurModel(configs[1]), weights(ours, "hf")),
-        prompts,
-    )
-    rounded = f"The source's {source_dtype} weights are compared as {dtype}, the target's dtype."
+    notes = []
+    if source_dtype != dtype:
+        notes.append(f"The source's {source_dtype} weights are compared as {dtype}, the target's dtype.")
+    layers, agreeing = run(torch.float32, "verify")
+    if not all(layer.passed for layer in layers):
+        notes.append(f"Compared in fp64: in fp32 the logits differ by {layers[-1].absolute:.1e}.")
+        layers, agreeing = run(torch.float64, "verify in fp64")
     return Verification(
         deepmind=checkpoints[theirs].path,
         ours=checkpoints[ours].path,
         layers=layers,
         lengths=tuple(prompt.shape[1] for prompt in prompts),
         agreeing=agreeing,
-        notes=() if source_dtype == dtype else (rounded,),
+        notes=tuple(notes),
         seconds=time.monotonic() - started,
     )
 
@@ -240,9 +252,13 @@ class _Progress:
     """Reports what is read, as a part of all bytes that the models have in both checkpoints."""
 
     def __init__(
-        self, checkpoints: Sequence[Checkpoint], architectures: Sequence[Architecture], on_progress: OnProgress | None
+        self,
+        checkpoints: Sequence[Checkpoint],
+        architectures: Sequence[Architecture],
+        on_progress: OnProgress | None,
+        phase: str,
     ) -> None:
-        self._on_progress = on_progress
+        self._on_progress, self._phase = on_progress, phase
         self._total = sum(
             checkpoint.tensors[name].nbytes
             for checkpoint, architecture in zip(checkpoints, architectures, strict=True)
@@ -251,4 +267,4 @@ class _Progress:
 
     def __call__(self, checkpoint: Checkpoint, name: str) -> None:
         if self._on_progress is not None:
-            self._on_progress("verify", name, checkpoint.tensors[name].nbytes, self._total)
+            self._on_progress(self._phase, name, checkpoint.tensors[name].nbytes, self._total)

@@ -29,7 +29,7 @@ SUFFIXES = (".pt", ".pth", ".bin")
 
 
 class TorchCheckpoint(Checkpoint):
-    """A file that torch.save wrote: a dictionary of tensors by DeepMind's names, bare or each behind ``params.``.
+    """A file that torch.save wrote: a dictionary of tensors by DeepMind's names, bare, below ``params``, or behind it.
 
     Args:
         path: The file.
@@ -67,7 +67,9 @@ class TorchCheckpoint(Checkpoint):
             read = stream.readinto(buffer)
         if read != values.nbytes:
             raise ConversionError(str(self.path), f"{name}: expected {values.nbytes} bytes, got {read}.")
-        return values.as_strided(stub.shape, stub.stride())
+        view = values.as_strided(stub.shape, stub.stride())
+        # What torch.load gives for the view of a negated tensor; the record holds the values without their sign.
+        return view.neg() if stub.is_neg() else view
 
     def _check_archive(self) -> None:
         try:
@@ -77,8 +79,8 @@ class TorchCheckpoint(Checkpoint):
         except zipfile.BadZipFile as error:
             raise ConversionError(
                 str(self.path),
-                f"expected a complete file of torch.save, got one that is truncated or none ({error}). A file of "
-                "PyTorch before 1.6 has to be loaded and saved again.",
+                f"expected a complete file of torch.save, got one that is truncated or none ({error}). A file in its "
+                "format before PyTorch 1.6 has to be loaded and saved again.",
             ) from error
         if stored != sys.byteorder:
             raise ConversionError(str(self.path), f"expected bytes in {sys.byteorder}-endian order, got {stored}.")
@@ -96,6 +98,8 @@ class TorchCheckpoint(Checkpoint):
             ) from error
         except Exception as error:
             raise ConversionError(str(self.path), f"expected a complete file of torch.save: {error}") from error
+        if isinstance(loaded, dict) and loaded.keys() == {"params"} and isinstance(loaded["params"], dict):
+            loaded = loaded["params"]
         if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
             raise ConversionError(
                 str(self.path), f"expected a dictionary of tensors by name, got {type(loaded).__name__}."

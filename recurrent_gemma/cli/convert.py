@@ -48,7 +48,7 @@ def _reported(source: Path) -> Iterator[None]:
         *listed, last = error.problems
         if listed:
             print(*error.problems, sep="\n", file=sys.stderr)
-            last = f"expected none of the {len(error.problems)} problems above; nothing was written"
+            last = f"expected none of the {len(error.problems)} problems above"
         raise CommandError(one_line(f"{error.subject}: {last}"), ExitCode.BROKEN) from error
     except FileNotFoundError as error:
         raise CommandError(one_line(str(error)), ExitCode.NOT_FOUND) from error
@@ -74,7 +74,7 @@ def _progress() -> Iterator[OnProgress]:
 
         def advance(phase: str, tensor: str, nbytes: int, total: int) -> None:
             if phase not in tasks:
-                tasks[phase] = progress.add_task(_PHASES[phase], total=total, tensor="")
+                tasks[phase] = progress.add_task(_PHASES.get(phase, phase), total=total, tensor="")
             progress.update(tasks[phase], advance=nbytes, tensor=tensor)
 
         yield advance

@@ -148,7 +148,8 @@ def test_torch_names_with_and_without_prefix(suffix: str, params: dict, tmp_path
     parts = flat.split([value.numel() for value in bare.values()])
     views = {name: part.view(value.shape) for part, (name, value) in zip(parts, bare.items(), strict=True)}
     torch.save(dict(reversed(views.items())), tmp_path / f"c{suffix}")
-    for name in "abc":
+    torch.save({"params": bare}, tmp_path / f"d{suffix}")
+    for name in "abcd":
         _expect_same(tmp_path / f"{name}{suffix}", bare)
         convert(tmp_path / f"{name}{suffix}", tmp_path / name, to="flax")
         _expect_same(tmp_path / name, params)
@@ -158,7 +159,7 @@ def test_torch_views_of_every_kind(tmp_path: Path):
     base = torch.randn(6, 10)
     views = {
         "transposed": base.T, "strided": base[::2, 1::3], "expanded": base[:, :1].expand(6, 4), "scalar": base[0, 0],
-        "empty": base[:0], "parameter": torch.nn.Parameter(base[1:]),
+        "empty": base[:0], "parameter": torch.nn.Parameter(base[1:]), "negated": torch._neg_view(base[1]),
     }  # fmt: skip
     torch.save(views, tmp_path / "views.pt")
     checkpoint = open_checkpoint(tmp_path / "views.pt")

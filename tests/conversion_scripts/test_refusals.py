@@ -82,6 +82,10 @@ def test_wrong_dtypes_are_converted_if_asked_and_integers_are_not(weights: dict,
     assert _refused(source, tmp_path / "hf", **OPTIONS).count("wrong dtype") == 2
     convert(source, tmp_path / "hf", dtype="float32", **OPTIONS)
     assert {value.dtype for value in load_file(tmp_path / "hf" / "model.safetensors").values()} == {torch.float32}
+    doubles = _save(tmp_path / "doubles.pt", {name: value.double() for name, value in weights.items()})
+    message = _refused(doubles, tmp_path / "other", **OPTIONS)
+    assert "wrong dtype: most entries are float64, expected one of float32" in message and message.count("\n") == 0
+    convert(doubles, tmp_path / "from_doubles", dtype="float32", **OPTIONS)
     mixed["final_norm.scale"] = torch.ones(40, dtype=torch.int64)
     source = _save(tmp_path / "b.pt", mixed)
     assert "wrong dtype: final_norm.scale" in _refused(source, tmp_path / "other", dtype="float32", **OPTIONS)
@@ -243,6 +247,19 @@ def test_models_that_deepminds_code_cannot_be_are_refused(changes: dict, tmp_pat
     convert(tmp_path / "source", tmp_path / "copy", to="hf")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"block_types": ["recurrent"], "rope_parameters": {"rope_theta": 5000.0}, "num_key_value_heads": 5},
+        {"block_types": ["attention"], "conv1d_width": 3},
+    ],
+)
+def test_fields_of_blocks_that_are_not_there_do_not_matter(changes: dict, tmp_path: Path):
+    config = RecurrentGemmaConfig(**{**CONFIG.to_dict(), "num_attention_heads": 5, "layer_types": None, **changes})
+    RecurrentGemmaForCausalLM(config).save_pretrained(tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "weights.pt")
+
+
 def test_transformers_directories_with_errors_are_refused(directory: Path, tmp_path: Path):
     source = tmp_path / "source"
     shutil.copytree(directory, source)
@@ -268,6 +285,10 @@ def test_transformers_directories_with_errors_are_refused(directory: Path, tmp_p
     assert "gone.safetensors" in _refused(source, tmp_path / "flax", to="flax")
     (source / "model.safetensors.index.json").write_text("{}")
     assert "weight_map" in _refused(source, tmp_path / "flax", to="flax")
+
+    save_file({"lm_head.weight": weights["model.embed_tokens.weight"]}, source / "model.safetensors")
+    message = _refused(source, tmp_path / "flax", to="flax")
+    assert "missing: model.embed_tokens.weight" in message and "unexpected: lm_head.weight" in message
 
     fields = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**fields, "model_type": "gemma"}))

@@ -347,3 +347,22 @@ def test_missing_dependency(intact: Path, tmp_path: Path, monkeypatch):
 def test_a_value_that_is_not_finite_never_passes():
     assert not LayerDifference("logits", math.inf, math.nan, math.nan).passed
     assert LayerDifference("embedding", 0.0, 0.0, 0.0).passed
+
+
+def test_fp64_decides_where_deepminds_fp32_loses_digits(tmp_path):
+    def close_gates(tensors: Tensors) -> None:
+        for name, tensor in tensors.items():
+            if name.endswith("temporal_pre_norm.weight"):
+                tensor.copy_(torch.arange(tensor.numel()))
+
+    source = altered(save(tmp_path), tmp_path / "closed", close_gates)
+    convert(source, tmp_path / "flax", to="flax")
+    phases = []
+    result = verify(source, tmp_path / "flax", on_progress=lambda phase, *_: phases.append(phase))
+    assert result.passed
+    assert list(dict.fromkeys(phases)) == ["verify", "verify in fp64"]
+    (note,) = result.notes
+    in_fp32 = float(re.search(r"in fp32 the logits differ by ([\d.e-]+)\.", note)[1])
+    assert in_fp32 > 1e-4
+    # Neither side rounds to fp32 on the way but where DeepMind's scan does.
+    assert result.logits.absolute < in_fp32 / 10
