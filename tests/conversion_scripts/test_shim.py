@@ -213,6 +213,14 @@ def test_a_conversion_keeps_the_shim_of_its_source_and_writes_none_by_itself(dir
     assert "auto_map" not in (tmp_path / "plain" / "config.json").read_text()
 
 
+def test_a_tokenizer_or_a_config_saved_alone_brings_the_shim_along(directory: Path, tmp_path: Path):
+    written = RecurrentGemmaTokenizer.from_pretrained(directory).save_pretrained(tmp_path / "tokenizer")
+    assert str(tmp_path / "tokenizer" / MODULE) in written
+    RecurrentGemmaConfig.from_pretrained(directory).save_pretrained(tmp_path / "config")
+    for name in ("tokenizer", "config"):
+        assert (tmp_path / name / MODULE).read_bytes() == (directory / MODULE).read_bytes()
+
+
 def test_without_a_tokenizer(tmp_path: Path):
     config = RecurrentGemmaConfig(
         num_hidden_layers=3, hidden_size=16, intermediate_size=48, num_attention_heads=2, num_key_value_heads=1,
