@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from recurrent_gemma.configuration import PRESETS, RecurrentGemmaConfig
-from recurrent_gemma.conversion_scripts.checkpoints import Checkpoint, ConversionError, TensorInfo
+from recurrent_gemma.conversion_scripts.checkpoints import Checkpoint, ConversionError, OptionsError, TensorInfo
 from recurrent_gemma.conversion_scripts.parameter_map import (
     RULES,
     BlockType,
@@ -135,10 +135,12 @@ def config_of(
         dtype: Dtype of the weights.
 
     Raises:
-        ConversionError: The preset is another model's, or a field is left open.
+        OptionsError: The preset is another model's, a field is left open, or a value is out of range.
     """
     given = {name: value for name, value in options.items() if value is not None}
     fields = architecture.config_fields()
+    alike = [name for name in PRESETS if _same_shapes(architecture, name)]
+    hint = [f"The shapes are those of {' and '.join(alike)}."] if alike else []
     if preset is not None:
         fixed = {**PRESETS[preset], "block_types": list(PRESETS[preset]["block_types"])}
         differing = [
@@ -147,22 +149,19 @@ def config_of(
             if name not in OPEN_FIELDS and fields[name] != value
         ]
         if differing:
-            raise ConversionError("preset", differing)
+            raise OptionsError("preset", differing + hint)
         given = {**{name: fixed[name] for name in OPEN_FIELDS}, **given}
     if open_fields := [name for name in OPEN_FIELDS if name not in given]:
-        alike = [name for name in PRESETS if _same_shapes(architecture, name)]
-        hint = f" Its shapes are those of {' and '.join(alike)}." if alike else ""
-        raise ConversionError(
-            ", ".join(open_fields),
-            f"expected values, which no shape says, got none; pass them, or preset.{hint}",
-        )
+        what = "a value" if len(open_fields) == 1 else "values"
+        message = f"expected {what}, which no shape says, got none; pass {what}, or preset."
+        raise OptionsError(", ".join(open_fields), " ".join([message, *hint]))
     # Zero turns the cap off in DeepMind's code, None in the config.
     given["logits_soft_cap"] = given["logits_soft_cap"] or None
     fields |= given | _no_special_tokens(fields)
     try:
         return RecurrentGemmaConfig(**fields, architectures=["RecurrentGemmaForCausalLM"], dtype=dtype)
     except (TypeError, ValueError) as error:
-        raise ConversionError("config", str(error)) from error
+        raise OptionsError("config", str(error)) from error
 
 
 def beyond_deepmind(config: RecurrentGemmaConfig) -> list[str]:

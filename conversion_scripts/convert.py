@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.conversion_scripts.architecture import Architecture
 from recurrent_gemma.conversion_scripts.checkpoints import (
     Checkpoint,
@@ -27,6 +28,7 @@ from recurrent_gemma.conversion_scripts.target import replacing
 from recurrent_gemma.conversion_scripts.verify import Verification, check_verifiable
 from recurrent_gemma.conversion_scripts.verify import verify as compare_checkpoints
 from recurrent_gemma.tokenization import RecurrentGemmaTokenizer, tokenizer_from_sentencepiece
+from recurrent_gemma.tokenization.tokenizer import TURN_MARKERS
 
 # What goes along from one Transformers directory to another.
 _COMPANIONS = (
@@ -100,6 +102,7 @@ def convert(
             done, its bytes, and the bytes of the phase.
 
     Raises:
+        OptionsError: A field is left open, or an option contradicts the checkpoint.
         ConversionError: Entries are missing, extra, misshapen, of a wrong dtype, or hold values that are not finite
             (all are named, and nothing is written); or the target cannot hold the model.
         FileExistsError, FileNotFoundError, OSError, TypeError, ValueError: A path or an option cannot be used.
@@ -228,7 +231,7 @@ def _write_companions(path: Path, plan: ConversionPlan, tokenizer: RecurrentGemm
             if (plan.source / name).is_file():
                 shutil.copyfile(plan.source / name, path / name)
     else:
-        GenerationConfig.from_model_config(plan.config).save_pretrained(path)
+        _generation_config(plan.config, tokenizer).save_pretrained(path)
     if tokenizer is not None:
         tokenizer.save_pretrained(path)
     if has_shim(plan.config):
@@ -237,12 +240,24 @@ def _write_companions(path: Path, plan: ConversionPlan, tokenizer: RecurrentGemm
     plan.config.save_pretrained(path)
 
 
+def _generation_config(config: RecurrentGemmaConfig, tokenizer: RecurrentGemmaTokenizer | None) -> GenerationConfig:
+    generation = GenerationConfig.from_model_config(config)
+    # An instruction-tuned model ends its turn with it. A base model has no use for it.
+    turn_end = None if tokenizer is None else tokenizer.backend_tokenizer.token_to_id(TURN_MARKERS[1])
+    if turn_end is not None:
+        generation.eos_token_id = [config.eos_token_id, turn_end]
+    return generation
+
+
 def _tokenizer(file: str | os.PathLike | None, plan: ConversionPlan) -> RecurrentGemmaTokenizer | None:
     """The converted tokenizer, whose special ids become those of the config."""
     if file is None:
         return None
     assert plan.config is not None
-    tokenizer = tokenizer_from_sentencepiece(file)
+    try:
+        tokenizer = tokenizer_from_sentencepiece(file)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"tokenizer: {str(error).removeprefix('path: ')}") from error
     if len(tokenizer) > plan.config.vocab_size:
         raise ValueError(
             f"tokenizer: expected at most the {plan.config.vocab_size:,} ids of the model, got {len(tokenizer):,}; is "

@@ -118,7 +118,7 @@ def make_plan(source: Path, target: Path, options: Options) -> tuple[ConversionP
             else {},
             config=_config(checkpoint, architecture, kind, preset, options, dtype),
             free_bytes=check_space(target, nbytes),
-            notes=(*notes, *(f"left by an interrupted conversion: {path}" for path in leftovers(target))),
+            notes=(*notes, *_notes(checkpoint, kind, target, options)),
         ),
         checkpoint,
         architecture,
@@ -212,6 +212,13 @@ def check_entries(checkpoint: Checkpoint, architecture: Architecture, *, cast: b
     if problems:
         raise ConversionError(str(checkpoint.path), problems)
     return usual, notes
+
+
+def _notes(checkpoint: Checkpoint, kind: Kind, target: Path, options: Options) -> list[str]:
+    notes = [f"left by an interrupted conversion: {path}" for path in leftovers(target)]
+    if kind == "hf" and checkpoint.kind != "hf" and options.tokenizer is None:
+        notes.append("no tokenizer will be there; tokenizer (--tokenizer) converts the release's tokenizer.model")
+    return notes
 
 
 def _check_tied(checkpoint: Checkpoint) -> None:

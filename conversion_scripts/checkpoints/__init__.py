@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from recurrent_gemma.conversion_scripts.checkpoints.base import Checkpoint, ConversionError, TensorInfo
+from recurrent_gemma.conversion_scripts.checkpoints.base import Checkpoint, ConversionError, OptionsError, TensorInfo
 from recurrent_gemma.conversion_scripts.checkpoints.orbax import OrbaxCheckpoint, is_orbax, write_orbax
 from recurrent_gemma.conversion_scripts.checkpoints.torch_file import SUFFIXES, TorchCheckpoint, write_torch_file
 from recurrent_gemma.conversion_scripts.checkpoints.transformers_directory import (
@@ -46,6 +46,7 @@ __all__ = [
     "SUFFIXES",
     "Checkpoint",
     "ConversionError",
+    "OptionsError",
     "OrbaxCheckpoint",
     "TensorInfo",
     "TorchCheckpoint",

@@ -33,6 +33,10 @@ class ConversionError(ValueError):
         super().__init__(f"{subject}: {lines}")
 
 
+class OptionsError(ConversionError):
+    """Options that leave something open, or contradict the checkpoint."""
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """Shape and dtype (by torch's name, as far as it has one) of an entry."""

@@ -79,8 +79,8 @@ class TorchCheckpoint(Checkpoint):
         except zipfile.BadZipFile as error:
             raise ConversionError(
                 str(self.path),
-                f"expected a complete file of torch.save, got one that is truncated or none ({error}). A file in its "
-                "format before PyTorch 1.6 has to be loaded and saved again.",
+                "expected DeepMind's PyTorch checkpoint, a file of torch.save, got one that is truncated or something "
+                f"else ({error}). A file in the format before PyTorch 1.6 has to be loaded and saved again.",
             ) from error
         if stored != sys.byteorder:
             raise ConversionError(str(self.path), f"expected bytes in {sys.byteorder}-endian order, got {stored}.")

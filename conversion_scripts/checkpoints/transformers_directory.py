@@ -95,6 +95,8 @@ def shards_of(tensors: dict[str, TensorInfo], max_shard_size: int | str) -> dict
     Raises:
         ValueError: The size is none.
     """
+    if isinstance(max_shard_size, str) and max_shard_size.isdecimal():
+        max_shard_size = int(max_shard_size)
     if isinstance(max_shard_size, int) and max_shard_size < 1:
         raise ValueError(f"max_shard_size: expected at least 1 byte, got {max_shard_size}.")
     stand_ins = {

@@ -1,8 +1,10 @@
 """``recurrent-gemma convert``: a checkpoint of DeepMind's to a Transformers directory, or back."""
 
 import contextlib
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from recurrent_gemma.cli.errors import CommandError, ExitCode, one_line
-from recurrent_gemma.conversion_scripts import ConversionError, ConversionPlan, ConversionResult, convert
+from recurrent_gemma.conversion_scripts import (
+    ConversionError,
+    ConversionPlan,
+    ConversionResult,
+    OptionsError,
+    convert,
+)
 from recurrent_gemma.conversion_scripts.convert import OnProgress
 
 _KINDS = {"flax": "JAX (Orbax directory)", "torch": "PyTorch (torch.save)", "hf": "Transformers directory"}
@@ -29,10 +37,12 @@ def convert_checkpoint(source: Path, target: Path, **options: Any) -> None:
     Raises:
         CommandError: Nothing was written, or what was written does not give the source's logits.
     """
-    with _reported(source), _progress() as on_progress:
+    # Orbax has JAX look for devices, and JAX would take most of an accelerator's memory.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    with _reported(options), _progress() as on_progress:
         result = convert(source, target, on_progress=on_progress, **options)
     console = Console()
-    console.print(_summary(result))
+    console.print(_summary(result, options))
     if result.verification is not None:
         console.print(result.verification.table())
         if not result.verification.passed:
@@ -40,22 +50,33 @@ def convert_checkpoint(source: Path, target: Path, **options: Any) -> None:
 
 
 @contextlib.contextmanager
-def _reported(source: Path) -> Iterator[None]:
+def _reported(options: Mapping[str, Any]) -> Iterator[None]:
     """Failures as exit codes; a list of problems is written to stderr whole."""
     try:
         yield
     except ConversionError as error:
+        code = ExitCode.USAGE if isinstance(error, OptionsError) else ExitCode.BROKEN
         *listed, last = error.problems
         if listed:
             print(*error.problems, sep="\n", file=sys.stderr)
-            last = f"expected none of the {len(error.problems)} problems above"
-        raise CommandError(one_line(f"{error.subject}: {last}"), ExitCode.BROKEN) from error
+            last = f"{len(error.problems)} problems, which are listed above"
+        raise CommandError(_as_options(f"{error.subject}: {last}", options), code) from error
     except FileNotFoundError as error:
-        raise CommandError(one_line(str(error)), ExitCode.NOT_FOUND) from error
+        raise CommandError(_as_options(str(error), options), ExitCode.NOT_FOUND) from error
     except (ImportError, TypeError, ValueError) as error:
-        raise CommandError(one_line(str(error)), ExitCode.USAGE) from error
+        raise CommandError(_as_options(str(error), options), ExitCode.USAGE) from error
     except OSError as error:
-        raise CommandError(one_line(str(error)), ExitCode.TARGET) from error
+        raise CommandError(_as_options(str(error), options), ExitCode.TARGET) from error
+
+
+def _as_options(message: str, options: Mapping[str, Any]) -> str:
+    """``message`` with the names that options have on the command line."""
+    for name in options:
+        option = f"--{name.replace('_', '-')}"
+        # A name of one word may be a word elsewhere.
+        pattern = rf"(?<![-\w])({name})\b" if "_" in name else rf"^({name})(?=:)|(?<= or )({name})(?=\.)"
+        message = re.sub(pattern, option, message)
+    return one_line(message)
 
 
 @contextlib.contextmanager
@@ -80,16 +101,16 @@ def _progress() -> Iterator[OnProgress]:
         yield advance
 
 
-def _summary(result: ConversionResult) -> Table:
+def _summary(result: ConversionResult, options: Mapping[str, Any]) -> Table:
     plan = result.plan
     title = f"{'Converted' if result.written else 'Plan of'} {plan.source} -> {plan.target}"
     table = Table(title=Text(title), title_justify="left", show_header=False)
-    for name, value in _rows(result, plan).items():
+    for name, value in _rows(result, plan, options).items():
         table.add_row(name, Text(value))
     return table
 
 
-def _rows(result: ConversionResult, plan: ConversionPlan) -> dict[str, str]:
+def _rows(result: ConversionResult, plan: ConversionPlan, options: Mapping[str, Any]) -> dict[str, str]:
     rows = {
         "from": f"{_KINDS[plan.source_kind]}, {plan.source_dtype}",
         "to": f"{_KINDS[plan.target_kind]}, {plan.dtype}",
@@ -109,9 +130,12 @@ def _rows(result: ConversionResult, plan: ConversionPlan) -> dict[str, str]:
             "logits": f"soft-capped at {cap:g}" if cap else "not capped",
             "embeddings": "scaled by the root of the width" if scaled else "not scaled",
         }
+    if options["tokenizer"] is not None:
+        rows["tokenizer"] = f"from {options['tokenizer']}"
     if result.written:
         rows["time"] = f"{result.seconds:.1f} s"
     else:
-        rows["next"] = "nothing was written, and no values were read; leave out --dry-run to convert"
+        verification = ", and verifies it" if options["verify"] else ""
+        rows["next"] = f"nothing was written, and no values were read; without --dry-run it converts{verification}"
     rows |= {f"note {number}": note for number, note in enumerate(plan.notes, start=1)}
     return rows

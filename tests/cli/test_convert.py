@@ -53,7 +53,7 @@ def test_there_and_back(checkpoint: Path, weights: Path, tmp_path: Path, capsys:
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    arguments = [*FIELDS, "--dry-run", "--max-shard-size", "8KB", "--dtype", "bfloat16"]
+    arguments = [*FIELDS, "--dry-run", "--max-shard-size", "8000", "--dtype", "bfloat16"]
     assert run(["convert", str(weights), str(tmp_path / "model"), *arguments]) == 0
     rows = _rows(capsys.readouterr().out)
     assert rows["to"] == "Transformers directory, bfloat16"
@@ -73,11 +73,25 @@ def test_exit_codes(checkpoint: Path, weights: Path, tmp_path: Path, capsys: pyt
     code, message = ends(str(tmp_path / "nothing"), str(tmp_path / "a"))
     assert code == 3 and "no such file" in message
     code, message = ends(str(weights), str(tmp_path / "a"))
-    assert code == 5 and "attention_window_size, embeddings_scale_by_sqrt_dim, logits_soft_cap" in message
+    assert code == 2 and message.startswith(
+        "recurrent-gemma: error: --attention-window-size, --embeddings-scale-by-sqrt-dim, --logits-soft-cap: expected "
+        "values, which no shape says, got none; pass values, or --preset."
+    )
+    code, message = ends(str(weights), str(tmp_path / "a"), *FIELDS, "--attention-window-size", "0")
+    assert code == 2 and "--attention-window-size: expected at least 1" in message
     code, message = ends(str(weights), str(tmp_path / "a"), "--preset", "2b")
-    assert code == 5 and "hidden_size: expected 2560 (preset recurrentgemma-2b)" in message
+    assert code == 2 and "hidden_size: expected 2560 (preset recurrentgemma-2b)" in message
     code, message = ends(str(checkpoint), str(tmp_path / "a"))
-    assert code == 2 and "to: expected a kind" in message
+    assert code == 2 and "error: --to: expected a kind" in message
+    code, message = ends(str(checkpoint), str(tmp_path / "a"), "--to", "flax", "--max-shard-size", "1GB")
+    assert code == 2 and "error: --max-shard-size: expected None" in message
+    code, message = ends(str(weights), str(tmp_path / "a"), *FIELDS, "--tokenizer", str(tmp_path / "gone.model"))
+    assert code == 3 and "error: --tokenizer: " in message
+    code, message = ends(str(weights), str(tmp_path / "a"), *FIELDS, "--tokenizer", str(weights))
+    assert code == 2 and "error: --tokenizer: " in message
+    (tmp_path / "tokenizer.model").write_bytes(b"no archive")
+    code, message = ends(str(tmp_path / "tokenizer.model"), str(tmp_path / "a"), *FIELDS)
+    assert code == 5 and "DeepMind's PyTorch checkpoint" in message
     code, message = ends(str(checkpoint), str(tmp_path / "a"), "--to", "jax")
     assert code == 2
     code, message = ends(str(checkpoint), str(tmp_path / "a" / "b"), "--to", "hf")
@@ -99,7 +113,7 @@ def test_every_problem_is_a_line(weights: Path, tmp_path: Path, capsys: pytest.C
         "not finite: embedder.input_embedding, 1 of its values.",
         "not finite: final_norm.scale, 1 of its values.",
     ]
-    assert "2 problems above" in lines[-1]
+    assert "2 problems, which" in lines[-1]
     assert not (tmp_path / "a").exists()
 
 

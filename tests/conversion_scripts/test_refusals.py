@@ -185,7 +185,7 @@ def test_a_published_models_shapes_are_recognized(tmp_path: Path, monkeypatch: p
     fields = {name: getattr(CONFIG, name) for name in architecture.PRESETS["recurrentgemma-2b"]}
     monkeypatch.setitem(architecture.PRESETS, "recurrentgemma-2b", fields)
     source = _save(tmp_path / "a.pt", weights)
-    assert "Its shapes are those of recurrentgemma-2b." in _refused(source, tmp_path / "hf")
+    assert "The shapes are those of recurrentgemma-2b." in _refused(source, tmp_path / "hf")
     for preset in ("2b", "recurrentgemma-2b"):
         convert(source, tmp_path / preset, preset=preset)
         assert RecurrentGemmaConfig.from_pretrained(tmp_path / preset).attention_window_size == 8

@@ -16,11 +16,12 @@ PUBLIC_NAMES = {
     "recurrent_gemma.cli": "main",
     "recurrent_gemma.configuration": "PRESETS RecurrentGemmaConfig",
     "recurrent_gemma.conversion_scripts": """
-        ConversionError ConversionPlan ConversionResult Verification convert verify
+        ConversionError ConversionPlan ConversionResult OptionsError Verification convert verify
     """,
     "recurrent_gemma.conversion_scripts.checkpoints": """
-        SUFFIXES Checkpoint ConversionError OrbaxCheckpoint TensorInfo TorchCheckpoint TransformersCheckpoint is_orbax
-        is_transformers open_checkpoint shards_of write_orbax write_safetensors write_torch_file
+        SUFFIXES Checkpoint ConversionError OptionsError OrbaxCheckpoint TensorInfo TorchCheckpoint
+        TransformersCheckpoint is_orbax is_transformers open_checkpoint shards_of write_orbax write_safetensors
+        write_torch_file
     """,
     "recurrent_gemma.launch": "environment",
     "recurrent_gemma.modeling": """
