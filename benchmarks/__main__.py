@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = _run(options)
     report.show(Console(), options.case, options.size, machine, result)
     if options.json is not None:
-        chosen = {name: value for name, value in vars(options).items() if name not in ("case", "json")}
+        chosen = {name: value for name, value in vars(options).items() if name not in ("case", "json", "folder")}
         report.write(options.json, report.as_dict(options.case, chosen, machine, result))
 
 
