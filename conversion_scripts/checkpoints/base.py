@@ -78,6 +78,24 @@ class Checkpoint(ABC):
         """
 
 
+def read_at(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The tensor whose values lie in a file from ``offset`` on.
+
+    Read rather than mapped: what was read of a mapped file counts as memory until the file is closed, and a file of
+    more than the memory cannot be mapped everywhere.
+
+    Raises:
+        OSError: The file ends before.
+    """
+    tensor = torch.empty(shape, dtype=dtype)
+    buffer: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        if (found := stream.readinto(buffer)) != tensor.nbytes:
+            raise OSError(f"{path}: expected {tensor.nbytes} bytes from {offset} on, got {found}.")
+    return tensor
+
+
 def without_prefix(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
     """``tensors`` by shorter names where all names begin with ``prefix``, once or several times."""
     while tensors and all(name.startswith(prefix) for name in tensors):

@@ -21,6 +21,7 @@ from recurrent_gemma.conversion_scripts.checkpoints.base import (
     ConversionError,
     ReadTensor,
     TensorInfo,
+    read_at,
     sync,
     without_prefix,
 )
@@ -59,14 +60,9 @@ class TorchCheckpoint(Checkpoint):
             return torch.empty(stub.shape, dtype=stub.dtype)
         # A view, such as the transposed weights of DeepMind's own converter, spans a part of its record.
         span = 1 + sum((size - 1) * stride for size, stride in zip(stub.shape, stub.stride(), strict=True))
-        values = torch.empty(span, dtype=stub.dtype)
-        buffer: Any = values.view(torch.uint8).numpy()
         record: Any = stub.untyped_storage()._checkpoint_offset
-        with self.path.open("rb") as stream:
-            stream.seek(record + int(stub.storage_offset()) * stub.dtype.itemsize)
-            read = stream.readinto(buffer)
-        if read != values.nbytes:
-            raise ConversionError(str(self.path), f"{name}: expected {values.nbytes} bytes, got {read}.")
+        offset = record + int(stub.storage_offset()) * stub.dtype.itemsize
+        values = read_at(self.path, offset, (span,), stub.dtype)
         view = values.as_strided(stub.shape, stub.stride())
         # What torch.load gives for the view of a negated tensor; the record holds the values without their sign.
         return view.neg() if stub.is_neg() else view

@@ -15,6 +15,7 @@ from recurrent_gemma.conversion_scripts.checkpoints.base import (
     ConversionError,
     ReadTensor,
     TensorInfo,
+    read_at,
 )
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -45,24 +46,20 @@ class TransformersCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = _read_json(path / CONFIG)
-        self._files: dict[str, Path] = {}
-        self._names: dict[str, str] = {}
+        self._places: dict[str, tuple[Path, int]] = {}
         self.tensors = {}
         for file in self._weight_files():
-            with _opened(file) as entries:
-                for stored in entries.keys():  # noqa: SIM118 - not a dict, and not iterable
-                    entry = entries.get_slice(stored)
-                    name = stored if stored.startswith(("model.", "lm_head.")) else f"model.{stored}"
-                    if name in self._names:
-                        raise ConversionError(str(path), f"{stored}: in {self._files[name].name} and in {file.name}.")
-                    self._files[name], self._names[name] = file, stored
-                    dtype = entry.get_dtype()
-                    self.tensors[name] = TensorInfo(tuple(entry.get_shape()), _DTYPES.get(dtype, dtype))
+            begin, header = _read_header(file)
+            for stored, entry in header.items():
+                name = stored if stored.startswith(("model.", "lm_head.")) else f"model.{stored}"
+                if name in self._places:
+                    raise ConversionError(str(path), f"{name}: in {self._places[name][0].name} and in {file.name}.")
+                self._places[name] = file, begin + entry["data_offsets"][0]
+                self.tensors[name] = TensorInfo(tuple(entry["shape"]), _DTYPES.get(entry["dtype"], entry["dtype"]))
 
     def read(self, name: str) -> Tensor:
-        # Opened anew each time: what an open file has given stays mapped.
-        with _opened(self._files[name]) as entries:
-            return entries.get_tensor(self._names[name])
+        info = self.tensors[name]
+        return read_at(*self._places[name], info.shape, getattr(torch, info.dtype))
 
     def _weight_files(self) -> list[Path]:
         if (self.path / WEIGHTS).is_file():
@@ -131,11 +128,20 @@ def write_safetensors(
         (path / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _opened(file: Path) -> Any:
+def _read_header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where the values begin in a safetensors file, and what its header says of each entry.
+
+    Source of the format: https://github.com/huggingface/safetensors#format.
+    """
     try:
-        return safe_open(file, framework="pt")
+        # It checks that the header is sound and covers the file.
+        with safe_open(file, framework="np"), file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
     except (SafetensorError, OSError) as error:
         raise ConversionError(str(file), f"expected a complete safetensors file ({error}).") from error
+    header.pop("__metadata__", None)
+    return 8 + length, header
 
 
 def _read_json(path: Path) -> dict[str, Any]:

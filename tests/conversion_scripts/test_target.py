@@ -1,5 +1,6 @@
 """The target is complete or what was there before: refusals, failures on the way, and processes that are killed."""
 
+import json
 import os
 import random
 import shutil
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from recurrent_gemma import RecurrentGemmaForCausalLM
-from recurrent_gemma.conversion_scripts import convert, target
+from recurrent_gemma import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+from recurrent_gemma.conversion_scripts import convert
+from recurrent_gemma.conversion_scripts.architecture import architecture_of_config
 from recurrent_gemma.conversion_scripts.checkpoints import open_checkpoint
 from tests.conversion_scripts.checkpoints import small_config
 from tests.support import ROOT, require
@@ -91,12 +93,25 @@ def test_source_and_target_are_apart(models: tuple[Path, Path], tmp_path: Path):
         convert(source, tmp_path / "no" / "where", to="hf")
 
 
-def test_disk_space_is_checked_first(models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(target.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"expected [\d,]+ free bytes, got 1,000"):
-        convert(models[0], tmp_path / "a", to="hf")
-    assert list(tmp_path.iterdir()) == []
+def test_disk_space_is_checked_first(models: tuple[Path, Path], tmp_path: Path):
+    """A checkpoint that is larger than the disk, most of it a hole in its file."""
+    source = tmp_path / "source"
+    source.mkdir()
+    rows = shutil.disk_usage(tmp_path).total // (4 * CONFIG.hidden_size)
+    config = RecurrentGemmaConfig(**{**CONFIG.to_dict(), "vocab_size": rows})
+    config.save_pretrained(source)
+    header, offset = {}, 0
+    for name, shape in architecture_of_config(config).tensors("hf").items():
+        end = offset + 4 * torch.Size(shape).numel()
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    with (source / "model.safetensors").open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        stream.truncate(8 + len(encoded) + offset)
+    with pytest.raises(OSError, match=r"expected [\d,]+ free bytes, got [\d,]+; make room"):
+        convert(source, tmp_path / "target.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 @pytest.mark.parametrize("kind", ["hf", "flax", "torch"])
