@@ -123,14 +123,16 @@ def _show_conversion(console: Console, result: ConversionCase) -> None:
         f"largest tensor {decimal(result.tensor_bytes)}"
     )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("from", "to", "seconds", "per second", "peak memory", "at most"):
+    for heading in ("from", "to", "seconds", "rate", "memory", "at most"):
         table.add_column(heading, justify="left" if heading in ("from", "to") else "right", no_wrap=True)
     for step in result.steps:
         rate = f"{decimal(int(result.nbytes / step.seconds))}/s"
         figures = (f"{step.seconds:.1f}", rate, decimal(step.peak_bytes), decimal(step.bound_bytes))
         table.add_row(step.source, step.target, *figures)
     console.print(table)
-    console.print("memory: resident, above that of the process before. What came back is the original bit for bit.")
+    console.print(
+        "memory: resident, at its peak, above that of the process before. What came back is the original bit for bit."
+    )
 
 
 def _show_prefix_cache(console: Console, result: PrefixCacheResult) -> None:
