@@ -1,5 +1,6 @@
 """Converts a checkpoint: everything is checked first, then it is read, turned over and written a tensor at a time."""
 
+import ctypes
 import os
 import shutil
 import time
@@ -35,6 +36,8 @@ _COMPANIONS = (
     "generation_config.json tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json "
     "added_tokens.json chat_template.jinja"
 ).split()
+# Only glibc has it.
+_MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 # Values looked at together, so that a check takes no memory to speak of.
 _CHUNK = 2**22
 
@@ -165,6 +168,7 @@ class _Converted:
 
     def __call__(self, name: str) -> Tensor:
         if name not in self._waiting:
+            _return_free_memory()
             parameter = self._parameters[name]
             self._waiting |= zip(parameter.names(self._plan.target_kind), self._turned_over(parameter), strict=True)
         tensor = _by_itself(self._waiting.pop(name).to(self._dtype))
@@ -177,6 +181,16 @@ class _Converted:
         if source_kind == target_kind:
             return tuple(tensors)
         return parameter.rule.from_hf(target_kind, parameter.rule.to_hf(source_kind, tensors))
+
+
+def _return_free_memory() -> None:
+    """Give the system what has been freed.
+
+    glibc keeps freed blocks between blocks in use, and with some sizes of tensors cannot use them again: small ones of
+    the writers that live on take their beginnings.
+    """
+    if _MALLOC_TRIM is not None:
+        _MALLOC_TRIM(0)
 
 
 def _by_itself(tensor: Tensor) -> Tensor:
