@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _MODULE = "recurrent_gemma_shim"
+SHIM_FILE = f"{_MODULE}.py"
 MODEL_AUTO_MAP = {
     "AutoConfig": f"{_MODULE}.RecurrentGemmaConfig",
     "AutoModel": f"{_MODULE}.RecurrentGemmaModel",
@@ -60,9 +61,9 @@ def names_shim(auto_map: Any) -> bool:
 
 def write_shim(directory: str | os.PathLike) -> Path:
     """Write the module to ``directory``, which exists, and return its path."""
-    path = Path(directory) / f"{_MODULE}.py"
+    path = Path(directory) / SHIM_FILE
     path.write_text(_SOURCE, encoding="utf-8")
     return path
 
 
-__all__ = ["MODEL_AUTO_MAP", "TOKENIZER_AUTO_MAP", "names_shim", "write_shim"]
+__all__ = ["MODEL_AUTO_MAP", "SHIM_FILE", "TOKENIZER_AUTO_MAP", "names_shim", "write_shim"]

@@ -97,9 +97,11 @@ def read_config(checkpoint: Checkpoint) -> RecurrentGemmaConfig:
     Raises:
         ConversionError: It is another model's, or not valid.
     """
+    # The dtype is that of the weights, whatever the file says.
+    fields = {name: value for name, value in (checkpoint.config or {}).items() if name not in ("dtype", "torch_dtype")}
     try:
-        return RecurrentGemmaConfig.from_dict(dict(checkpoint.config or {}))
-    except (TypeError, ValueError) as error:
+        return RecurrentGemmaConfig.from_dict(fields)
+    except Exception as error:  # of Transformers' code as well, which does not check what it is given
         raise ConversionError(str(checkpoint.path / "config.json"), str(error)) from error
 
 

@@ -22,8 +22,9 @@ from recurrent_gemma.conversion_scripts.checkpoints import (
     write_torch_file,
 )
 from recurrent_gemma.conversion_scripts.checkpoints.base import sync
+from recurrent_gemma.conversion_scripts.checkpoints.transformers_directory import COMPANIONS, TOKENIZER_FILES
 from recurrent_gemma.conversion_scripts.parameter_map import Kind, Parameter
-from recurrent_gemma.conversion_scripts.plan import ConversionPlan, OnProgress, Options, make_plan
+from recurrent_gemma.conversion_scripts.plan import ConversionPlan, OnProgress, Options, is_tied_head_stored, make_plan
 from recurrent_gemma.conversion_scripts.shim import add_shim, add_shim_to_tokenizer, has_shim
 from recurrent_gemma.conversion_scripts.target import replacing
 from recurrent_gemma.conversion_scripts.verify import Verification, check_verifiable
@@ -31,13 +32,10 @@ from recurrent_gemma.conversion_scripts.verify import verify as compare_checkpoi
 from recurrent_gemma.tokenization import RecurrentGemmaTokenizer, tokenizer_from_sentencepiece
 from recurrent_gemma.tokenization.tokenizer import TURN_MARKERS
 
-# What goes along from one Transformers directory to another.
-_COMPANIONS = (
-    "generation_config.json tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json "
-    "added_tokens.json chat_template.jinja"
-).split()
 # Only glibc has it.
 _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+_SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+_TIED = ("lm_head.weight", "model.embed_tokens.weight")
 # Values looked at together, so that a check takes no memory to speak of.
 _CHUNK = 2**22
 
@@ -92,7 +90,8 @@ def convert(
         attention_window_size: W, in place of the preset's.
         embeddings_scale_by_sqrt_dim: Whether embeddings are scaled, in place of what the preset says.
         logits_soft_cap: Cap of the logits, in place of the preset's; 0 for none.
-        dtype: Dtype to write, ``float32``, ``bfloat16`` or ``float16``. Default: the source's.
+        dtype: Dtype to write, ``float32``, ``bfloat16`` or ``float16``, rounded to as torch does. Default: the
+            source's.
         tokenizer: A SentencePiece ``tokenizer.model``, to be converted as well (``hf`` only).
         max_shard_size: Bytes of a weight file at most, as a number or like the default ``"5GB"`` (``hf`` only).
         trust_remote_code_shim: Whether programs that load the directory with ``trust_remote_code=True``, and do not
@@ -136,8 +135,8 @@ def convert(
     verification = None
     if not dry_run:
         report = on_progress or (lambda *_: None)
-        _check_values(plan, checkpoint, report)
-        with replacing(plan.target) as path:
+        _check_values(plan, checkpoint, architecture, report)
+        with replacing(plan.target, plan.source, overwrite=overwrite) as path:
             _write(path, plan, _Converted(plan, checkpoint, architecture, report), converted_tokenizer)
         if verify:
             verification = compare_checkpoints(
@@ -199,8 +198,11 @@ def _by_itself(tensor: Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def _check_values(plan: ConversionPlan, checkpoint: Checkpoint, report: OnProgress) -> None:
-    """Raise a ConversionError that names every entry with values that are not finite, there or in the new dtype."""
+def _check_values(plan: ConversionPlan, checkpoint: Checkpoint, architecture: Architecture, report: OnProgress) -> None:
+    """Raise a ConversionError that names every entry with values that cannot be converted.
+
+    They are not finite, there or in the new dtype, or those of an output projection that should be the embedding table.
+    """
     total = sum(info.nbytes for info in checkpoint.tensors.values())
     dtype = getattr(torch, plan.dtype)
     problems = []
@@ -217,8 +219,14 @@ def _check_values(plan: ConversionPlan, checkpoint: Checkpoint, report: OnProgre
         if too_large:
             problems.append(f"too large for {plan.dtype}: {name}, {too_large:,} of its values.")
         report("check", name, info.nbytes, total)
+    if is_tied_head_stored(checkpoint, architecture) and not _same(checkpoint, *_TIED):
+        problems.append(f"{_TIED[0]}: expected {_TIED[1]}, as tie_word_embeddings is true, got other values.")
     if problems:
         raise ConversionError(str(checkpoint.path), problems)
+
+
+def _same(checkpoint: Checkpoint, name: str, other: str) -> bool:
+    return torch.equal(checkpoint.read(name), checkpoint.read(other))
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
@@ -242,11 +250,11 @@ def _write(path: Path, plan: ConversionPlan, converted: _Converted, tokenizer: R
 def _write_companions(path: Path, plan: ConversionPlan, tokenizer: RecurrentGemmaTokenizer | None) -> None:
     assert plan.config is not None
     if plan.source_kind == "hf":
-        for name in _COMPANIONS:
-            if (plan.source / name).is_file():
+        for name in COMPANIONS:
+            if (plan.source / name).is_file() and not (tokenizer is not None and name in TOKENIZER_FILES):
                 shutil.copyfile(plan.source / name, path / name)
-    else:
-        _generation_config(plan.config, tokenizer).save_pretrained(path)
+    if plan.source_kind != "hf" or tokenizer is not None:
+        _generation_config(path, plan.config, tokenizer).save_pretrained(path)
     if tokenizer is not None:
         tokenizer.save_pretrained(path)
     if has_shim(plan.config):
@@ -255,8 +263,16 @@ def _write_companions(path: Path, plan: ConversionPlan, tokenizer: RecurrentGemm
     plan.config.save_pretrained(path)
 
 
-def _generation_config(config: RecurrentGemmaConfig, tokenizer: RecurrentGemmaTokenizer | None) -> GenerationConfig:
-    generation = GenerationConfig.from_model_config(config)
+def _generation_config(
+    path: Path, config: RecurrentGemmaConfig, tokenizer: RecurrentGemmaTokenizer | None
+) -> GenerationConfig:
+    """What the directory has, if anything, with the special ids of the config."""
+    if (path / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(path)
+    else:
+        generation = GenerationConfig.from_model_config(config)
+    for name in _SPECIAL_IDS:
+        setattr(generation, name, getattr(config, name))
     # An instruction-tuned model ends its turn with it. A base model has no use for it.
     turn_end = None if tokenizer is None else tokenizer.backend_tokenizer.token_to_id(TURN_MARKERS[1])
     if turn_end is not None:
@@ -271,13 +287,15 @@ def _tokenizer(file: str | os.PathLike | None, plan: ConversionPlan) -> Recurren
     assert plan.config is not None
     try:
         tokenizer = tokenizer_from_sentencepiece(file)
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"tokenizer: {str(error).removeprefix('path: ')}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"tokenizer: {str(error).removeprefix('path: ')}") from error
+    except ValueError as error:
+        raise ValueError(f"tokenizer: {str(error).removeprefix('path: ')}") from error
     if len(tokenizer) > plan.config.vocab_size:
         raise ValueError(
             f"tokenizer: expected at most the {plan.config.vocab_size:,} ids of the model, got {len(tokenizer):,}; is "
             f"{file} this model's?"
         )
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+    for name in _SPECIAL_IDS:
         setattr(plan.config, name, getattr(tokenizer, name))
     return tokenizer

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from recurrent_gemma.configuration import PRESETS, RecurrentGemmaConfig
+from recurrent_gemma.configuration.remote_code import SHIM_FILE
 from recurrent_gemma.conversion_scripts.architecture import (
     OPEN_FIELDS,
     Architecture,
@@ -26,7 +27,9 @@ from recurrent_gemma.conversion_scripts.checkpoints import (
     shards_of,
 )
 from recurrent_gemma.conversion_scripts.checkpoints.base import FLOATS
+from recurrent_gemma.conversion_scripts.checkpoints.transformers_directory import COMPANIONS, CONFIG, is_weight_file
 from recurrent_gemma.conversion_scripts.parameter_map import KINDS, Kind
+from recurrent_gemma.conversion_scripts.shim import has_shim
 from recurrent_gemma.conversion_scripts.target import check_space, check_target, leftovers
 
 # (phase, name of the tensor that is done, its bytes, bytes of the phase).
@@ -64,7 +67,7 @@ class ConversionPlan:
         nbytes: Bytes of the weights that are written.
         tensors: The entries of the target, in the order in which they are written.
         shards: Names of the entries of each weight file (``hf`` only).
-        config: The model's config; ``None`` between DeepMind's kinds, which hold none, unless it is verified.
+        config: The model's config; ``None`` between DeepMind's kinds, which hold none, without preset and verify.
         free_bytes: Free bytes where the target is to be.
         notes: What is worth knowing.
     """
@@ -90,6 +93,8 @@ def make_plan(source: Path, target: Path, options: Options) -> tuple[ConversionP
     Raises:
         As ``convert``, except for values, which are not read.
     """
+    # Not resolve(): a link is not followed to what it names.
+    target = Path(os.path.abspath(target))
     preset = preset_name(options.preset)
     dtype = _dtype_name(options.dtype)
     checkpoint = open_checkpoint(source)
@@ -186,8 +191,7 @@ def check_entries(checkpoint: Checkpoint, architecture: Architecture, *, cast: b
         ConversionError: Names everything that does not fit.
     """
     expected, found, notes = architecture.tensors(checkpoint.kind), dict(checkpoint.tensors), []
-    if "lm_head.weight" in found and "lm_head.weight" not in expected and "model.embed_tokens.weight" in found:
-        _check_tied(checkpoint)
+    if is_tied_head_stored(checkpoint, architecture):
         notes.append("lm_head.weight is the embedding table, which is written once")
         del found["lm_head.weight"]
     dtypes = [info.dtype for name, info in found.items() if name in expected]
@@ -216,17 +220,22 @@ def check_entries(checkpoint: Checkpoint, architecture: Architecture, *, cast: b
 
 def _notes(checkpoint: Checkpoint, kind: Kind, target: Path, options: Options) -> list[str]:
     notes = [f"left by an interrupted conversion: {path}" for path in leftovers(target)]
-    if kind == "hf" and checkpoint.kind != "hf" and options.tokenizer is None:
+    if checkpoint.kind == "hf":
+        taken = {CONFIG, SHIM_FILE, *(COMPANIONS if kind == "hf" else ())}
+        names = sorted(path.name for path in checkpoint.path.iterdir())
+        left = [name for name in names if name not in taken and not is_weight_file(name)]
+        notes += [f"not taken along: {', '.join(left)}"] if left else []
+    elif kind == "hf" and options.tokenizer is None:
         notes.append("no tokenizer will be there; tokenizer (--tokenizer) converts the release's tokenizer.model")
     return notes
 
 
-def _check_tied(checkpoint: Checkpoint) -> None:
-    if not torch.equal(checkpoint.read("lm_head.weight"), checkpoint.read("model.embed_tokens.weight")):
-        raise ConversionError(
-            str(checkpoint.path),
-            "lm_head.weight: expected the embedding table, as tie_word_embeddings is true, got other values.",
-        )
+def is_tied_head_stored(checkpoint: Checkpoint, architecture: Architecture) -> bool:
+    """Whether an output projection is stored beside the embedding table that it should be the same as."""
+    head = checkpoint.tensors.get("lm_head.weight")
+    if head is None or "lm_head.weight" in architecture.tensors(checkpoint.kind):
+        return False
+    return head == checkpoint.tensors.get("model.embed_tokens.weight")
 
 
 def _config(
@@ -241,4 +250,8 @@ def _config(
     if kind != "hf" and (problems := beyond_deepmind(config)):
         raise ConversionError(f"{checkpoint.path}: {kind} cannot hold this model", problems)
     config.dtype = getattr(torch, dtype)
+    config.architectures = ["RecurrentGemmaForCausalLM"]
+    if not has_shim(config) and hasattr(config, "auto_map"):
+        # It names code that does not come along.
+        del config.auto_map
     return config

@@ -26,20 +26,28 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory.")
+    if path.suffix == ".safetensors":
+        raise ConversionError(str(path), "expected a checkpoint, got a file of one: pass its directory.")
     if path.is_file():
         return TorchCheckpoint(path)
+    if not path.is_dir():
+        raise ConversionError(str(path), "expected a file or a directory, got neither.")
     if is_transformers(path):
         return TransformersCheckpoint(path)
     if is_orbax(path):
         return OrbaxCheckpoint(path)
-    inside = [child for child in sorted(path.iterdir()) if is_orbax(child) or is_transformers(child)]
-    inside += [child for child in sorted(path.iterdir()) if child.suffix in SUFFIXES]
+    # Orbax's managers put what they save two levels down.
+    inside = [child for child in sorted([*path.glob("*"), *path.glob("*/*")]) if _is_checkpoint(child)]
     hint = f"; did you mean {' or '.join(map(str, inside))}?" if inside else "."
     raise ConversionError(
         str(path),
         "expected an Orbax directory (with _METADATA or manifest.ocdbt), a Transformers directory (with config.json), "
         f"or a {', '.join(SUFFIXES)} file, got a directory that is neither{hint}",
     )
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.suffix in SUFFIXES if path.is_file() else is_orbax(path) or is_transformers(path)
 
 
 __all__ = [

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,28 +85,32 @@ def read_at(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype)
     more than the memory cannot be mapped everywhere.
 
     Raises:
-        OSError: The file ends before.
+        ConversionError: The file ends before, or cannot be read.
     """
     tensor = torch.empty(shape, dtype=dtype)
     buffer: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        if (found := stream.readinto(buffer)) != tensor.nbytes:
-            raise OSError(f"{path}: expected {tensor.nbytes} bytes from {offset} on, got {found}.")
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            found = stream.readinto(buffer)
+    except OSError as error:
+        raise ConversionError(str(path), f"cannot be read ({error}).") from error
+    if found != tensor.nbytes:
+        raise ConversionError(str(path), f"expected {tensor.nbytes} bytes from {offset} on, got {found}.")
     return tensor
 
 
 def without_prefix(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """``tensors`` by shorter names where all names begin with ``prefix``, once or several times."""
-    while tensors and all(name.startswith(prefix) for name in tensors):
+    """``tensors`` with the names that begin with ``prefix``, once or several times, without it."""
+    while any(name.startswith(prefix) for name in tensors):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 
 def sync(path: Path) -> None:
     """Wait until a file, or a directory's entries, are on the disk."""
-    # Not every system opens directories.
-    with suppress(PermissionError):
+    # Not every system opens directories or syncs them.
+    with suppress(OSError) if path.is_dir() else nullcontext():
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -23,6 +23,7 @@ from recurrent_gemma.conversion_scripts.checkpoints.base import (
     ConversionError,
     ReadTensor,
     TensorInfo,
+    sync,
     without_prefix,
 )
 
@@ -54,10 +55,8 @@ class OrbaxCheckpoint(Checkpoint):
         self.path = path.resolve()
         entries = _flatten(self._metadata())
         other = [name for name, value in entries.items() if not hasattr(value, "shape") or value.shape is None]
-        if other or not entries:
-            raise ConversionError(
-                str(path), f"expected a tree of arrays, got entries that are none: {', '.join(other) or 'no entry'}."
-            )
+        if other:
+            raise ConversionError(str(path), [f"{name}: expected an array, got something else." for name in other])
         # Orbax keeps an array under its path, joined by dots.
         self._keys = without_prefix({name: name.replace("/", ".") for name in entries}, "params/")
         self.tensors = without_prefix(
@@ -133,6 +132,8 @@ def write_orbax(path: Path, tensors: dict[str, TensorInfo], read: ReadTensor) ->
         checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
         checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave({"params": tree}))
         checkpointer.close()
+    for item in (*path.rglob("*"), path):
+        sync(item)
 
 
 def tensor_of(array: Any) -> Tensor:

@@ -45,9 +45,13 @@ class TorchCheckpoint(Checkpoint):
         self.path = path
         self._check_archive()
         tensors = self._load_without_values()
-        other = [f"{name} ({type(value).__name__})" for name, value in tensors.items() if not _is_dense(value)]
+        other = [
+            f"{name}: expected a dense tensor, got {type(value).__name__}."
+            for name, value in tensors.items()
+            if not _is_dense(value)
+        ]
         if other:
-            raise ConversionError(str(path), f"expected dense tensors by name, got others: {', '.join(other)}.")
+            raise ConversionError(str(path), other)
         self._tensors: dict[str, Tensor] = without_prefix(tensors, "params.")
         self.tensors = {
             name: TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
@@ -70,6 +74,7 @@ class TorchCheckpoint(Checkpoint):
     def _check_archive(self) -> None:
         try:
             with zipfile.ZipFile(self.path) as archive:
+                compressed = [entry.filename for entry in archive.infolist() if entry.compress_type]
                 byteorder = [name for name in archive.namelist() if name.endswith("/byteorder")]
                 stored = archive.read(byteorder[0]).decode() if byteorder else "little"
         except zipfile.BadZipFile as error:
@@ -78,6 +83,14 @@ class TorchCheckpoint(Checkpoint):
                 "expected DeepMind's PyTorch checkpoint, a file of torch.save, got one that is truncated or something "
                 f"else ({error}). A file in the format before PyTorch 1.6 has to be loaded and saved again.",
             ) from error
+        except OSError as error:
+            raise ConversionError(str(self.path), f"cannot be read ({error}).") from error
+        if compressed:
+            raise ConversionError(
+                str(self.path),
+                f"expected records as torch.save stores them, got {len(compressed)} that are compressed; load the file "
+                "with torch.load and save it again.",
+            )
         if stored != sys.byteorder:
             raise ConversionError(str(self.path), f"expected bytes in {sys.byteorder}-endian order, got {stored}.")
 
@@ -110,16 +123,48 @@ def write_torch_file(path: Path, tensors: dict[str, TensorInfo], read: ReadTenso
         path: The file to make.
         tensors: The entries.
         read: Gives the values of each, which are written before the next are asked for.
+
+    Raises:
+        OSError: There is no room for it.
     """
-    writer = torch._C.PyTorchFileWriter(str(path))
     description = _describe(tensors)
-    writer.write_record("data.pkl", description, len(description))
-    writer.write_record("byteorder", sys.byteorder.encode(), len(sys.byteorder))
-    for index, name in enumerate(tensors):
-        storage: Any = read(name).untyped_storage()
-        writer.write_record(f"data/{index}", storage, storage.nbytes())
-    writer.write_end_of_file()
+    with path.open("wb") as stream:
+        output: Any = _Output(stream)
+        writer = torch._C.PyTorchFileWriter(output)
+        try:
+            writer.write_record("data.pkl", description, len(description))
+            writer.write_record("byteorder", sys.byteorder.encode(), len(sys.byteorder))
+            for index, name in enumerate(tensors):
+                storage: Any = read(name).untyped_storage()
+                writer.write_record(f"data/{index}", storage, storage.nbytes())
+                output.raise_failure()
+        finally:
+            # Else torch's writer does it when it is freed, the file being closed by then.
+            writer.write_end_of_file()
+        output.raise_failure()
     sync(path)
+
+
+class _Output:
+    """A file for torch's writer, which ends the whole process where a write fails: failures wait here."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write ``data``, unless a write has failed."""
+        if self._failure is None:
+            try:
+                self._stream.write(data)
+            except OSError as error:
+                self._failure = error
+        return len(data)
+
+    def raise_failure(self) -> None:
+        """Raise the OSError of the write that failed, if one has."""
+        if self._failure is not None:
+            raise self._failure
 
 
 def _describe(tensors: dict[str, TensorInfo]) -> bytes:

@@ -1,6 +1,8 @@
 """Transformers directories: config.json and safetensors, in one file or in shards with an index."""
 
 import json
+import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,24 @@ from recurrent_gemma.conversion_scripts.checkpoints.base import (
 )
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json added_tokens.json chat_template.jinja"
+).split()
+# What goes along from one directory to another.
+COMPANIONS = ("generation_config.json", *TOKENIZER_FILES)
 # safetensors' names of dtypes that are not torch's in capitals.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool", "U8": "uint8",
            "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"}  # fmt: skip
 
 
 def is_transformers(path: Path) -> bool:
-    """Whether a directory is a model that Transformers saved."""
+    """Whether a directory has the config of a model for Transformers."""
     return (path / CONFIG).is_file()
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether ``save_pretrained`` gives that name to a file of weights or to their index."""
+    return fnmatch(name, "model*.safetensors") or name == INDEX
 
 
 class TransformersCheckpoint(Checkpoint):
@@ -50,12 +62,16 @@ class TransformersCheckpoint(Checkpoint):
         self.tensors = {}
         for file in self._weight_files():
             begin, header = _read_header(file)
-            for stored, entry in header.items():
-                name = stored if stored.startswith(("model.", "lm_head.")) else f"model.{stored}"
+            for name, entry in header.items():
                 if name in self._places:
                     raise ConversionError(str(path), f"{name}: in {self._places[name][0].name} and in {file.name}.")
                 self._places[name] = file, begin + entry["data_offsets"][0]
                 self.tensors[name] = TensorInfo(tuple(entry["shape"]), _DTYPES.get(entry["dtype"], entry["dtype"]))
+
+        if "embed_tokens.weight" in self.tensors:
+            # A backbone that was saved alone.
+            self.tensors = {f"model.{name}": info for name, info in self.tensors.items()}
+            self._places = {f"model.{name}": place for name, place in self._places.items()}
 
     def read(self, name: str) -> Tensor:
         info = self.tensors[name]
@@ -92,19 +108,14 @@ def shards_of(tensors: dict[str, TensorInfo], max_shard_size: int | str) -> dict
     Raises:
         ValueError: The size is none.
     """
-    if isinstance(max_shard_size, str) and max_shard_size.isdecimal():
-        max_shard_size = int(max_shard_size)
-    if isinstance(max_shard_size, int) and max_shard_size < 1:
-        raise ValueError(f"max_shard_size: expected at least 1 byte, got {max_shard_size}.")
+    match = re.fullmatch(r"\s*(\d+)\s*([KMGT]B)?\s*", str(max_shard_size), flags=re.IGNORECASE)
+    if match is None or int(match[1]) < 1:
+        raise ValueError(f"max_shard_size: expected bytes, as a number or like '5GB', got {max_shard_size!r}.")
+    size = int(match[1]) if match[2] is None else match[1] + match[2].upper()
     stand_ins = {
         name: torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta") for name, info in tensors.items()
     }
-    try:
-        return split_torch_state_dict_into_shards(stand_ins, max_shard_size=max_shard_size).filename_to_tensors
-    except ValueError as error:
-        raise ValueError(
-            f"max_shard_size: expected bytes, as a number or like '5GB', got {max_shard_size!r}."
-        ) from error
+    return split_torch_state_dict_into_shards(stand_ins, max_shard_size=size).filename_to_tensors
 
 
 def write_safetensors(
@@ -119,13 +130,17 @@ def write_safetensors(
         read: Gives the values of each. Those of one shard are in memory at a time.
     """
     for file, names in shards.items():
-        save_file({name: read(name) for name in names}, path / file, {"format": "pt"})
+        content = {name: read(name) for name in names}
+        try:
+            save_file(content, path / file, {"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{path / file}: cannot be written ({error}).") from error
     if len(shards) > 1:
-        content = {
+        index = {
             "metadata": {"total_size": sum(info.nbytes for info in tensors.values())},
             "weight_map": {name: file for file, names in shards.items() for name in names},
         }
-        (path / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (path / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _read_header(file: Path) -> tuple[int, dict[str, Any]]:

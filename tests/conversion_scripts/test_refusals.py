@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +152,28 @@ def test_a_truncated_torch_file_is_refused(weights: dict, tmp_path: Path):
         assert "truncated" in _refused(tmp_path / "a.pt", tmp_path / "hf", **OPTIONS)
 
 
+def test_a_compressed_torch_file_is_refused(weights: dict, tmp_path: Path):
+    _save(tmp_path / "stored.pt", weights)
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pt") as stored,
+        zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in stored.namelist():
+            archive.writestr(name, stored.read(name))
+    assert torch.load(tmp_path / "a.pt", weights_only=True).keys() == weights.keys()
+    assert "compressed" in _refused(tmp_path / "a.pt", tmp_path / "hf", **OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ([torch.zeros(1)], "dictionary of tensors by name, got list"),
         ({0: torch.zeros(1)}, "dictionary of tensors by name"),
-        ({"model_state_dict": {"a": torch.zeros(1)}}, r"got others: model_state_dict (dict)"),
-        ({"embedder.input_embedding": torch.zeros(2, 2).to_sparse()}, "dense tensors"),
+        ({"model_state_dict": {"a": torch.zeros(1)}}, "model_state_dict: expected a dense tensor, got dict"),
+        (
+            {"embedder.input_embedding": torch.zeros(2, 2).to_sparse()},
+            "embedder.input_embedding: expected a dense tensor",
+        ),
         ({}, "expected the parameters of DeepMind's PyTorch model"),
         ({"model.embed_tokens.weight": torch.zeros(2, 2)}, "Transformers' names"),
     ],
@@ -206,7 +222,9 @@ def test_a_published_models_shapes_are_recognized(tmp_path: Path, monkeypatch: p
         ({"to": "flax", "max_shard_size": "1GB"}, "max_shard_size: expected None for the kind flax"),
         ({"to": "flax", "tokenizer": "x"}, "tokenizer: expected None for the kind flax"),
         ({"to": "hf", "max_shard_size": "many"}, "max_shard_size: expected bytes"),
-        ({"to": "hf", "max_shard_size": 0}, "max_shard_size: expected at least 1 byte"),
+        ({"to": "hf", "max_shard_size": 0}, "max_shard_size: expected bytes"),
+        ({"to": "hf", "max_shard_size": "0GB"}, "max_shard_size: expected bytes"),
+        ({"to": "hf", "max_shard_size": "-5GB"}, "max_shard_size: expected bytes"),
         ({"to": "hf", "dtype": "int8"}, "dtype: expected one of float32, bfloat16, float16, got 'int8'"),
         ({"to": "hf", "dtype": torch.float64}, "dtype: expected one of"),
     ],
@@ -289,6 +307,8 @@ def test_transformers_directories_with_errors_are_refused(directory: Path, tmp_p
     save_file({"lm_head.weight": weights["model.embed_tokens.weight"]}, source / "model.safetensors")
     message = _refused(source, tmp_path / "flax", to="flax")
     assert "missing: model.embed_tokens.weight" in message and "unexpected: lm_head.weight" in message
+
+    assert "pass its directory" in _refused(source / "model.safetensors", tmp_path / "flax", to="flax")
 
     fields = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**fields, "model_type": "gemma"}))

@@ -1,5 +1,6 @@
 """There and back is bit for bit, and every implementation gives the same logits from what is written."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,13 @@ def test_from_one_transformers_directory_to_another(changes: dict, tmp_path: Pat
     model = RecurrentGemmaForCausalLM(config)
     model.save_pretrained(tmp_path / "source")
     (tmp_path / "source" / "tokenizer_config.json").write_text("{}")
-    convert(tmp_path / "source", tmp_path / "target", to="hf", dtype=torch.bfloat16, max_shard_size=30_000)
+    (tmp_path / "source" / "modeling_theirs.py").write_text("")
+    fields = json.loads((tmp_path / "source" / "config.json").read_text())
+    fields |= {"auto_map": {"AutoModel": "modeling_theirs.Model"}, "torch_dtype": "auto"}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(fields))
+    result = convert(tmp_path / "source", tmp_path / "target", to="hf", dtype=torch.bfloat16, max_shard_size=30_000)
+    assert result.plan.notes == ("not taken along: modeling_theirs.py",)
+    assert "auto_map" not in json.loads((tmp_path / "target" / "config.json").read_text())
     again = RecurrentGemmaForCausalLM.from_pretrained(tmp_path / "target")
     assert again.dtype == torch.bfloat16
     expected = model.to(torch.bfloat16).state_dict()

@@ -18,7 +18,7 @@ from recurrent_gemma.conversion_scripts import convert
 from recurrent_gemma.conversion_scripts.architecture import architecture_of_config
 from recurrent_gemma.conversion_scripts.checkpoints import open_checkpoint
 from tests.conversion_scripts.checkpoints import small_config
-from tests.support import ROOT, require
+from tests.support import ROOT, require, run_python
 
 CONFIG = small_config("recurrentgemma-2b")
 
@@ -70,9 +70,13 @@ def test_a_target_may_change_its_kind(models: tuple[Path, Path], tmp_path: Path)
 def test_overwrite_replaces_checkpoints_alone(models: tuple[Path, Path], tmp_path: Path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years")
-    with pytest.raises(FileExistsError, match="something else"):
-        convert(models[0], tmp_path / "home", to="hf", overwrite=True)
-    assert (tmp_path / "home" / "thesis.txt").read_text() == "years"
+    for name, kind in (("config.json", "hf"), ("checkpoint", "flax"), ("manifest.ocdbt", "hf")):
+        with pytest.raises(FileExistsError, match=r"nothing else beside it, got .*thesis\.txt"):
+            convert(models[0], tmp_path / "home", to="hf", overwrite=True)
+        (tmp_path / "home" / name).write_text("{}")
+        with pytest.raises(FileExistsError, match=r"nothing else beside it, got .*thesis\.txt"):
+            convert(models[0], tmp_path / "home", to=kind, overwrite=True)
+        assert (tmp_path / "home" / "thesis.txt").read_text() == "years"
     (tmp_path / "link").symlink_to(models[1])
     with pytest.raises(FileExistsError, match="something else"):
         convert(models[0], tmp_path / "link", to="hf", overwrite=True)
@@ -112,6 +116,48 @@ def test_disk_space_is_checked_first(models: tuple[Path, Path], tmp_path: Path):
     with pytest.raises(OSError, match=r"expected [\d,]+ free bytes, got [\d,]+; make room"):
         convert(source, tmp_path / "target.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("kind", ["hf", "torch"])
+def test_a_target_that_comes_to_be_meanwhile_is_not_touched(kind: str, models: tuple[Path, Path], tmp_path: Path):
+    path = tmp_path / ("weights.pt" if kind == "torch" else "weights")
+
+    def appears(phase: str, *_: object) -> None:
+        if phase == "write" and not path.exists():
+            path.write_text("mine")
+
+    with pytest.raises(FileExistsError):
+        convert(models[0], path, to=kind, on_progress=appears)
+    assert path.read_text() == "mine"
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("kind", ["hf", "torch"])
+def test_a_disk_that_fills_up_is_an_error_and_leaves_nothing(kind: str, models: tuple[Path, Path], tmp_path: Path):
+    """As the system has it: no file may grow beyond 50 kB."""
+    require("resource")
+    target = tmp_path / ("weights.pt" if kind == "torch" else "weights")
+    code = """
+import resource, signal, sys
+from recurrent_gemma.conversion_scripts import convert
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    convert(*sys.argv[1:3], to=sys.argv[3])
+except OSError as error:
+    print("refused", error)
+"""
+    done = run_python("-c", code, str(models[0]), str(target), kind, cwd=tmp_path)
+    assert done.stdout.startswith("refused ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_first(models: tuple[Path, Path], tmp_path: Path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="cannot be written to"):
+        convert(models[0], tmp_path / "a", to="hf", dry_run=True)
 
 
 @pytest.mark.parametrize("kind", ["hf", "flax", "torch"])
