@@ -83,6 +83,9 @@ def _as_options(message: str, options: Mapping[str, Any]) -> str:
 def _progress() -> Iterator[OnProgress]:
     """A bar for each phase on stderr, where that is a terminal."""
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda *_: None
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -90,7 +93,7 @@ def _progress() -> Iterator[OnProgress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[tensor]}", markup=False),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         tasks: dict[str, Any] = {}
 
         def advance(phase: str, tensor: str, nbytes: int, total: int) -> None:

@@ -87,8 +87,6 @@ def test_exit_codes(checkpoint: Path, weights: Path, tmp_path: Path, capsys: pyt
     assert code == 2 and "error: --max-shard-size: expected None" in message
     code, message = ends(str(weights), str(tmp_path / "a"), *FIELDS, "--tokenizer", str(tmp_path / "gone.model"))
     assert code == 3 and "error: --tokenizer: " in message
-    code, message = ends(str(weights), str(tmp_path / "a"), *FIELDS, "--tokenizer", str(weights))
-    assert code == 2 and "error: --tokenizer: " in message
     (tmp_path / "tokenizer.model").write_bytes(b"no archive")
     code, message = ends(str(tmp_path / "tokenizer.model"), str(tmp_path / "a"), *FIELDS)
     assert code == 5 and "DeepMind's PyTorch checkpoint" in message
@@ -100,6 +98,13 @@ def test_exit_codes(checkpoint: Path, weights: Path, tmp_path: Path, capsys: pyt
     code, message = ends(str(checkpoint), str(tmp_path / "there.pt"))
     assert code == 7 and "--overwrite" in message
     assert run(["convert", str(checkpoint), str(tmp_path / "there.pt"), "--overwrite"]) == 0
+
+
+def test_a_file_that_is_no_tokenizer(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    require("sentencepiece")
+    assert run(["convert", str(weights), str(tmp_path / "a"), *FIELDS, "--tokenizer", str(weights)]) == 2
+    assert capsys.readouterr().err.startswith("recurrent-gemma: error: --tokenizer: expected a SentencePiece model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_problem_is_a_line(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from recurrent_gemma.tokenization import tokenizer_from_sentencepiece
+from tests.support import require
 from tests.tokenization.conftest import Converted
 from tests.tokenization.sentencepiece_models import proto, train, write
 from tests.tokenization.texts import hard_strings
@@ -190,6 +191,7 @@ def test_truncated_files_never_convert(small: Converted, tmp_path: Path):
     "content", [b"{}", b"PK\x03\x04", b"\x80\x04K\x01.", b"version https://git-lfs.github.com/spec/v1\n"]
 )
 def test_other_files(content: bytes, tmp_path: Path):
+    require("sentencepiece")
     path = tmp_path / "tokenizer.model"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"path: expected a SentencePiece model.* another kind of file, or incomplete"):
