@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def torch_shapes(config: RecurrentGemmaConfig) -> dict[str, tuple[int, ...]]:
 
 def jax_logits(config: RecurrentGemmaConfig, params: Any, ids: Tensor, positions: Tensor) -> Tensor:
     """(B, L, V) fp32 logits of DeepMind's JAX model."""
-    jax, numpy = require("jax"), require("numpy")
+    jax = require("jax")
     griffin = require("recurrentgemma.jax.griffin")
     model = griffin.Griffin(_griffin_config(require("recurrentgemma.common"), config), gradient_checkpointing=False)
     # Compiling its scan with all optimizations takes longer than everything else.
@@ -144,7 +145,6 @@ def load_orbax(path: Path) -> dict[str, Any]:
 def same_bits(tensor: Tensor, other: Any) -> bool:
     """Whether a tensor and a tensor or array have the same shape, dtype and bits."""
     if not isinstance(other, Tensor):
-        numpy = require("numpy")
         array = numpy.asarray(other)
         if str(array.dtype) != str(tensor.dtype).removeprefix("torch."):
             return False

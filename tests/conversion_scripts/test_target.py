@@ -132,10 +132,10 @@ def test_a_target_that_comes_to_be_meanwhile_is_not_touched(kind: str, models: t
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="file sizes are limited by POSIX")
 @pytest.mark.parametrize("kind", ["hf", "torch"])
 def test_a_disk_that_fills_up_is_an_error_and_leaves_nothing(kind: str, models: tuple[Path, Path], tmp_path: Path):
     """As the system has it: no file may grow beyond 50 kB."""
-    require("resource")
     target = tmp_path / ("weights.pt" if kind == "torch" else "weights")
     code = """
 import resource, signal, sys
@@ -246,7 +246,7 @@ def test_a_killed_process_leaves_no_target_that_loads(kind: str, models: tuple[P
             started = time.monotonic()
             _run(nursery)
             duration = time.monotonic() - started
-        for attempt in range(14):
+        for attempt in range(8):
             _remove(path)
             exists = attempt % 2 == 1
             if exists:

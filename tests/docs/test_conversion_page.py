@@ -5,6 +5,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -13,7 +14,7 @@ from recurrent_gemma.cli import app
 from recurrent_gemma.configuration import PRESETS, RecurrentGemmaConfig
 from recurrent_gemma.conversion_scripts.architecture import OPEN_FIELDS as FIELDS
 from tests.release import OPEN_FIELDS, OPEN_OPTIONS, VARIANT, jax_release, torch_release
-from tests.support import ROOT, code_blocks, require, run_python
+from tests.support import ROOT, code_blocks, run_python
 from tests.tolerances import LOGITS_VS_JAX, ROWS_EQUAL_SOLO_LOGITS
 
 PAGE = (ROOT / "docs" / "conversion.md").read_text()
@@ -91,7 +92,7 @@ else:
     raise AssertionError("load_parameters works: the page says that it does not")
 """
     _run(IN_JAX + compare, directory)
-    logits = torch.from_numpy(require("numpy").load(tmp_path / "logits.npy"))
+    logits = torch.from_numpy(numpy.load(tmp_path / "logits.npy"))
     torch.testing.assert_close(logits, _logits(directory / "model"), atol=LOGITS_VS_JAX, rtol=0)
 
 
