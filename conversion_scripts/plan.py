@@ -60,7 +60,7 @@ class ConversionPlan:
     """What a conversion does, known from headers alone.
 
     Attributes:
-        source, target: Paths.
+        source, target: Paths; the target's is absolute.
         source_kind, target_kind: ``"flax"``, ``"torch"`` or ``"hf"``.
         parameters: Number of values.
         source_dtype, dtype: Dtype of the weights there and here, by torch's name.

@@ -42,7 +42,7 @@ def convert_checkpoint(source: Path, target: Path, **options: Any) -> None:
     with _reported(options), _progress() as on_progress:
         result = convert(source, target, on_progress=on_progress, **options)
     console = Console()
-    console.print(_summary(result, options))
+    console.print(_summary(f"{source} -> {target}", result, options))
     if result.verification is not None:
         console.print(result.verification.table())
         if not result.verification.passed:
@@ -104,9 +104,9 @@ def _progress() -> Iterator[OnProgress]:
         yield advance
 
 
-def _summary(result: ConversionResult, options: Mapping[str, Any]) -> Table:
+def _summary(way: str, result: ConversionResult, options: Mapping[str, Any]) -> Table:
     plan = result.plan
-    title = f"{'Converted' if result.written else 'Plan of'} {plan.source} -> {plan.target}"
+    title = f"{'Converted' if result.written else 'Plan of'} {way}"
     table = Table(title=Text(title), title_justify="left", show_header=False)
     for name, value in _rows(result, plan, options).items():
         table.add_row(name, Text(value))
