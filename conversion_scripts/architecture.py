@@ -22,8 +22,9 @@ from recurrent_gemma.conversion_scripts.parameter_map import (
 
 # Far above any model's number of blocks; a name beyond it is no block's.
 _MAX_BLOCKS = 10_000
-# What no shape says. (field, what DeepMind's models can have) of the others is fixed in their code.
+# What no shape says.
 OPEN_FIELDS = ("attention_window_size", "embeddings_scale_by_sqrt_dim", "logits_soft_cap")
+# What is fixed in DeepMind's code.
 _FIXED_FIELDS: dict[str, Any] = {
     "num_key_value_heads": 1,
     "conv1d_width": 4,

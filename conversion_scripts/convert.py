@@ -21,7 +21,6 @@ from recurrent_gemma.conversion_scripts.checkpoints import (
     write_safetensors,
     write_torch_file,
 )
-from recurrent_gemma.conversion_scripts.checkpoints.base import sync
 from recurrent_gemma.conversion_scripts.checkpoints.transformers_directory import COMPANIONS, TOKENIZER_FILES
 from recurrent_gemma.conversion_scripts.parameter_map import Kind, Parameter
 from recurrent_gemma.conversion_scripts.plan import ConversionPlan, OnProgress, Options, is_tied_head_stored, make_plan
@@ -242,9 +241,6 @@ def _write(path: Path, plan: ConversionPlan, converted: _Converted, tokenizer: R
         path.mkdir()
         write_safetensors(path, plan.tensors, plan.shards, converted)
         _write_companions(path, plan, tokenizer)
-        for file in path.iterdir():
-            sync(file)
-        sync(path)
 
 
 def _write_companions(path: Path, plan: ConversionPlan, tokenizer: RecurrentGemmaTokenizer | None) -> None:

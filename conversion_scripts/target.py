@@ -115,6 +115,8 @@ def replacing(target: Path, source: Path, *, overwrite: bool) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_UNFINISHED, dir=parent))
     try:
         yield work / target.name
+        for item in (*(work / target.name).rglob("*"), work / target.name):
+            sync(item)
         # Something may have come to be there meanwhile.
         check_target(target, source, overwrite=overwrite)
         if target.is_dir():

@@ -23,7 +23,6 @@ from recurrent_gemma.conversion_scripts.checkpoints.base import (
     ConversionError,
     ReadTensor,
     TensorInfo,
-    sync,
     without_prefix,
 )
 
@@ -53,6 +52,7 @@ class OrbaxCheckpoint(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
+        self._driver = self._find_driver()
         entries = _flatten(self._metadata())
         other = [name for name, value in entries.items() if not hasattr(value, "shape") or value.shape is None]
         if other:
@@ -94,12 +94,16 @@ class OrbaxCheckpoint(Checkpoint):
             f"{reason}. Is the download complete? A checkpoint of a newer version needs a newer orbax-checkpoint.",
         )
 
-    @property
-    def _driver(self) -> str:
+    def _find_driver(self) -> str:
         try:
-            return "zarr3" if json.loads((self.path / "_METADATA").read_bytes()).get("use_zarr3") else "zarr"
-        except FileNotFoundError:  # written before there was a choice
+            fields = json.loads((self.path / "_METADATA").read_bytes())
+        except (FileNotFoundError, ValueError):  # written before there was a choice; or Orbax says what is wrong
             return "zarr"
+        if fields.get("use_ocdbt") and not (self.path / "manifest.ocdbt").is_file():
+            raise ConversionError(
+                str(self.path), "expected a complete Orbax checkpoint, got no manifest.ocdbt. Is the download complete?"
+            )
+        return "zarr3" if fields.get("use_zarr3") else "zarr"
 
     def _key_value_store(self, key: str) -> dict[str, Any]:
         files = {"driver": "file", "path": f"{self.path}/"}
@@ -132,8 +136,6 @@ def write_orbax(path: Path, tensors: dict[str, TensorInfo], read: ReadTensor) ->
         checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
         checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave({"params": tree}))
         checkpointer.close()
-    for item in (*path.rglob("*"), path):
-        sync(item)
 
 
 def tensor_of(array: Any) -> Tensor:

@@ -22,7 +22,6 @@ from recurrent_gemma.conversion_scripts.checkpoints.base import (
     ReadTensor,
     TensorInfo,
     read_at,
-    sync,
     without_prefix,
 )
 
@@ -142,7 +141,6 @@ def write_torch_file(path: Path, tensors: dict[str, TensorInfo], read: ReadTenso
             # Else torch's writer does it when it is freed, the file being closed by then.
             writer.write_end_of_file()
         output.raise_failure()
-    sync(path)
 
 
 class _Output:
