@@ -111,8 +111,8 @@ def _signed_rg_lru(
     if h0 is not None or starts is None or valid is not None or return_states:
         raise NotImplementedError("signed_recurrence: expected whole rows from their start, without pads or a cache.")
     a = 2 * torch.exp(decay_rate(a_param) * torch.sigmoid(recurrence_gate)) - 1
-    # The derivative of the root has no bound; 1e-6 keeps it below the package's own of 1,000.
-    multiplier = torch.sqrt(1 - a.square() + 1e-6)
+    # The derivative of the root has no bound; the package's own op clips it at 1,000.
+    multiplier = torch.sqrt((1 - a.square()).clamp(min=2.5e-7))
     a = a.masked_fill(starts[..., None], 0.0)
     inputs = multiplier.masked_fill(starts[..., None], 1.0) * torch.sigmoid(input_gate) * x
     h = torch.zeros_like(x[:, 0])
