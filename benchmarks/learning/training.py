@@ -50,6 +50,7 @@ class Run:
     Attributes:
         steps: Steps taken, cooldown included.
         solved_at: Step at which validation first reached ``SOLVED``; None if it never did.
+        loss: Of the last training batch, in nats an answer.
         validation: (step, accuracy at the training length) pairs.
     """
 
@@ -62,6 +63,7 @@ class Run:
     solved_at: int | None
     seconds: float
     cpu_seconds: float
+    loss: float
     validation: list[tuple[int, float]]
     scores: list[Score]
 
@@ -90,7 +92,7 @@ def run(
     started, cpu_started = time.perf_counter(), time.process_time()
     model = build(contestant, task, seed=seed).to(device)
     with signed_recurrence(contestant.signed):
-        validation, solved_at, taken = _train(model, task, contestant, seed, steps, learning_rate)
+        validation, solved_at, taken, loss = _train(model, task, contestant, seed, steps, learning_rate)
         scores = [
             _score(model, name, sampler, length) for name, sampler in task.tests.items() for length in task.test_lengths
         ]
@@ -104,6 +106,7 @@ def run(
         solved_at=solved_at,
         seconds=round(time.perf_counter() - started, 1),
         cpu_seconds=round(time.process_time() - cpu_started, 1),
+        loss=round(loss, 4),
         validation=validation,
         scores=scores,
     )
@@ -111,7 +114,7 @@ def run(
 
 def _train(
     model: RecurrentGemmaForCausalLM, task: Task, contestant: Contestant, seed: int, steps: int, learning_rate: float
-) -> tuple[list[tuple[int, float]], int | None, int]:
+) -> tuple[list[tuple[int, float]], int | None, int, float]:
     generator = Generator().manual_seed(seed)
     held_out = task.train(TEST_ROWS, task.train_length, Generator().manual_seed(-1))
     matrices = [p for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith("bias")]
@@ -128,7 +131,8 @@ def _train(
         batch = task.train(BATCH_ROWS, task.train_length, generator)
         model.train()
         optimizer.zero_grad()
-        _loss(model, batch, contestant).backward()
+        loss = _loss(model, batch, contestant)
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
         step += 1
@@ -138,7 +142,7 @@ def _train(
             if accuracy >= SOLVED and solved_at is None:
                 solved_at = step
                 last = min(last, step + cooldown)
-    return validation, solved_at, step
+    return validation, solved_at, step, loss.item()
 
 
 def _loss(model: RecurrentGemmaForCausalLM, batch: Batch, contestant: Contestant) -> Tensor:

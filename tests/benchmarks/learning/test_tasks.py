@@ -34,7 +34,7 @@ def _recall(row: list[int]) -> Answers:
         if row[column] != 0:
             value, place = memory[row[column]]
             answers[column] = (value, column - place)
-    assert len(answers) == len(set(value for value, _ in answers.values())) == 4
+    assert len(answers) == len({value for value, _ in answers.values()}) == 4
     return answers
 
 
