@@ -62,11 +62,11 @@ def main(options: argparse.Namespace, environment: dict[str, Any], console: Cons
         for found in _run_all(jobs, options.jobs):
             runs.append(found)
             runs.sort(key=lambda r: (list(TASKS).index(r.task), list(MODELS).index(r.model), r.learning_rate, r.seed))
-            console.print(f"{len(runs)}/{len(jobs)} {report.one_line(found)}", highlight=False)
+            console.print(f"{len(runs)}/{len(jobs)} {report.one_line(found)}", highlight=False, soft_wrap=True)
             # After every run, so that what an interrupted suite found is kept.
             _write(results, environment, options, time.perf_counter() - started, runs)
     written = report.write(folder, json.loads(results.read_text()))
-    console.print("wrote " + ", ".join(str(path) for path in [results, *written]), highlight=False)
+    console.print("wrote " + ", ".join(str(path) for path in [results, *written]), highlight=False, soft_wrap=True)
 
 
 def _jobs(options: argparse.Namespace) -> Iterator[Job]:
