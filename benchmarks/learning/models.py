@@ -17,7 +17,7 @@ from recurrent_gemma.modeling import RecurrentGemmaForCausalLM, layers
 from recurrent_gemma.modeling.ops.rg_lru.gates import decay_rate
 
 WIDTH, LAYERS, HEADS, MLP_WIDTH = 64, 3, 4, 128
-WINDOW = 16
+WINDOW = 8
 # Farthest column that a stack of attention blocks of this window can hear of.
 REACH = LAYERS * WINDOW
 

@@ -60,8 +60,8 @@ class Task:
     tests: Mapping[str, Sampler]
     steps: int
     learning_rate: float
-    train_length: int = 64
-    test_lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    train_length: int = 32
+    test_lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
 
 
 def selective_copying(rows: int, length: int, generator: Generator, *, items: int = 4, values: int = 8) -> Batch:
@@ -129,7 +129,7 @@ def flip_flop(rows: int, length: int, generator: Generator, *, ignored: float = 
 
 
 def last_marker(
-    rows: int, length: int, generator: Generator, *, head: int = 16, markers: int = 3, values: int = 16, times: int = 4
+    rows: int, length: int, generator: Generator, *, head: int = 8, markers: int = 3, values: int = 16, times: int = 4
 ) -> Batch:
     """The value after the last marker; one to ``markers`` of them stand in the first ``head`` columns, noise after.
 
@@ -199,7 +199,7 @@ TASKS = {
             chance=1 / 15,
             train=induction_heads,
             tests={"": induction_heads},
-            steps=1500,
+            steps=1000,
             learning_rate=3e-3,
         ),
         Task(
@@ -221,7 +221,7 @@ TASKS = {
             chance=1 / 4,
             train=associative_recall,
             tests={"": associative_recall},
-            steps=1500,
+            steps=2500,
             learning_rate=3e-3,
         ),
         Task(
@@ -232,7 +232,7 @@ TASKS = {
             chance=1 / 2,
             train=flip_flop,
             tests={"ignore 80 %": flip_flop, "ignore 98 %": partial(flip_flop, ignored=0.98)},
-            steps=1500,
+            steps=400,
             learning_rate=3e-3,
         ),
         Task(
@@ -243,10 +243,8 @@ TASKS = {
             chance=1 / 2,
             train=parity,
             tests={"": partial(parity, only_last=True)},
-            steps=1500,
+            steps=1000,
             learning_rate=3e-3,
-            train_length=32,
-            test_lengths=(32, 64, 128, 256, 512),
         ),
     )
 }

@@ -57,7 +57,7 @@ def _gradients(name: str) -> dict[str, torch.Tensor]:
         # The convolution starts so small that little of a gradient passes it.
         for layer in model.model.layers:
             layer.temporal_block.conv_1d.weight.mul_(10)
-    batch = last_marker(4, 64, torch.Generator().manual_seed(0))
+    batch = last_marker(4, 32, torch.Generator().manual_seed(0))
     _loss(model, batch, MODELS[name]).backward()
     return {key: parameter.grad for key, parameter in model.named_parameters()}
 

@@ -28,7 +28,7 @@ def _run(path: Path, *arguments: str) -> dict[str, Any]:
 
 def _result(model: str, seed: int, accuracies: dict[int, float], *, task: str = "marker") -> dict[str, Any]:
     scores = [
-        {"test": "", "length": length, "accuracy": accuracy, "beyond": None if length == 64 else accuracy / 2}
+        {"test": "", "length": length, "accuracy": accuracy, "beyond": None if length == 32 else accuracy / 2}
         for length, accuracy in accuracies.items()
     ]
     return {
@@ -46,8 +46,8 @@ def _result(model: str, seed: int, accuracies: dict[int, float], *, task: str = 
 
 @pytest.fixture
 def results() -> dict[str, Any]:
-    runs = [_result("hawk", 0, {64: 1.0, 128: 0.5}), _result("hawk", 1, {64: 0.5, 128: 0.25})]
-    return {"runs": [*runs, _result("hawk-cut", 0, {64: 0.125})]}
+    runs = [_result("hawk", 0, {32: 1.0, 64: 0.5}), _result("hawk", 1, {32: 0.5, 64: 0.25})]
+    return {"runs": [*runs, _result("hawk-cut", 0, {32: 0.125})]}
 
 
 def test_a_part_of_the_suite_is_run_written_and_drawn(
@@ -68,7 +68,7 @@ def test_a_part_of_the_suite_is_run_written_and_drawn(
     picture = (tmp_path / "images" / "learning.svg").read_text()
     assert "<svg" in picture
     page = (tmp_path / "evidence.md").read_text()
-    assert page.startswith("Before.\n<!-- table flip-flop -->\n| | 64 | 128 |") and page.endswith(
+    assert page.startswith("Before.\n<!-- table flip-flop -->\n| | 32 | 64 |") and page.endswith(
         "<!-- end -->\nAfter.\n"
     )
     assert "old" not in page and "| Hawk; ignore 98 % |" in page
@@ -102,8 +102,8 @@ def test_unknown_tables_are_refused(results: dict[str, Any]):
 
 
 def test_controls_are_drawn_beside_hawk_alone(results: dict[str, Any], tmp_path: Path):
-    results["runs"].append(_result("local", 0, {64: 0.5}))
-    results["runs"].append(_result("local", 0, {64: 0.5}, task="induction"))
+    results["runs"].append(_result("local", 0, {32: 0.5}))
+    results["runs"].append(_result("local", 0, {32: 0.5}, task="induction"))
     assert [path.name for path in report.write(tmp_path, results)] == ["learning.svg", "learning_controls.svg"]
     del results["runs"][2]
     assert [path.name for path in report.write(tmp_path, results)] == ["learning.svg"]

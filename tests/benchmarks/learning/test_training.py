@@ -17,7 +17,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "TEST_ROWS", 64)
 
 
-EASY = replace(TASKS["flip-flop"], train_length=32, test_lengths=(32, 128))
+EASY = replace(TASKS["flip-flop"], test_lengths=(16, 64))
 
 
 def _without_times(found: Any) -> dict[str, Any]:
@@ -28,15 +28,15 @@ def test_hawk_learns_the_easiest_task_in_seconds():
     found = run(EASY, MODELS["hawk"], seed=0, steps=120)
     assert found.task == "flip-flop" and found.model == "hawk" and found.seed == 0
     assert [(score.test, score.length) for score in found.scores] == [
-        ("ignore 80 %", 32),
-        ("ignore 80 %", 128),
-        ("ignore 98 %", 32),
-        ("ignore 98 %", 128),
+        ("ignore 80 %", 16),
+        ("ignore 80 %", 64),
+        ("ignore 98 %", 16),
+        ("ignore 98 %", 64),
     ]
     assert found.scores[0].accuracy > 0.9
     for score in found.scores:
         assert 0 <= score.accuracy <= 1 and score.answers[0] >= score.answers[1]
-        assert (score.beyond is None) == (score.answers[1] == 0) == (score.length == 32)
+        assert (score.beyond is None) == (score.answers[1] == 0) == (score.length == 16)
 
 
 @pytest.mark.parametrize("model", ["griffin", "hawk-cut"])
@@ -48,7 +48,7 @@ def test_a_seed_gives_the_same_run(model: str):
 
 def test_steps_end_at_the_budget_or_after_the_cooldown(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(training, "VALIDATE_EVERY", 5)
-    easy = replace(EASY, test_lengths=(32,))
+    easy = replace(EASY, test_lengths=(16,))
     found = run(easy, MODELS["hawk"], seed=0, steps=12)
     assert (found.steps, found.solved_at) == (12, None)
     assert [step for step, _ in found.validation] == [5, 10, 12]
