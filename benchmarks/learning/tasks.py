@@ -244,7 +244,7 @@ TASKS = {
             train=parity,
             tests={"": partial(parity, only_last=True)},
             steps=1000,
-            learning_rate=3e-3,
+            learning_rate=1e-2,
         ),
     )
 }
