@@ -90,7 +90,7 @@ def induction_heads(rows: int, length: int, generator: Generator, *, vocab: int 
 
 
 def associative_recall(
-    rows: int, length: int, generator: Generator, *, pairs: int = 4, keys: int = 16, values: int = 16
+    rows: int, length: int, generator: Generator, *, pairs: int = 4, keys: int = 8, values: int = 8
 ) -> Batch:
     """Several keys with their values, then each key once more at a random column (MQAR of arXiv 2312.04927).
 
@@ -188,7 +188,7 @@ TASKS = {
             chance=1 / 16,
             train=last_marker,
             tests={"": last_marker},
-            steps=1500,
+            steps=1000,
             learning_rate=3e-3,
         ),
         Task(
@@ -199,7 +199,7 @@ TASKS = {
             chance=1 / 15,
             train=induction_heads,
             tests={"": induction_heads},
-            steps=1000,
+            steps=800,
             learning_rate=3e-3,
         ),
         Task(
@@ -210,18 +210,18 @@ TASKS = {
             chance=1 / 8,
             train=selective_copying,
             tests={"": selective_copying},
-            steps=1500,
+            steps=1200,
             learning_rate=3e-3,
         ),
         Task(
             "recall",
             "multi-query associative recall",
             "arXiv 2312.04927",
-            vocab_size=33,
+            vocab_size=17,
             chance=1 / 4,
             train=associative_recall,
             tests={"": associative_recall},
-            steps=2500,
+            steps=1500,
             learning_rate=3e-3,
         ),
         Task(
@@ -243,7 +243,7 @@ TASKS = {
             chance=1 / 2,
             train=parity,
             tests={"": partial(parity, only_last=True)},
-            steps=1000,
+            steps=800,
             learning_rate=1e-2,
         ),
     )

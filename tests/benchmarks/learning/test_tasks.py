@@ -28,7 +28,7 @@ def _recall(row: list[int]) -> Answers:
     memory, answers = {}, {}
     for column in range(0, 8, 2):
         key, value = row[column : column + 2]
-        assert 1 <= key <= 16 < value <= 32 and key not in memory
+        assert 1 <= key <= 8 < value <= 16 and key not in memory
         memory[key] = (value, column + 1)
     for column in range(8, len(row)):
         if row[column] != 0:
