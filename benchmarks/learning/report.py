@@ -14,6 +14,8 @@ from benchmarks.learning.tasks import TASKS, Task
 from benchmarks.learning.training import Run
 from benchmarks.state_size_plot import STYLE
 
+# Accuracy below which a run counts among the failures.
+HELD = 0.9
 COLOURS = {
     "hawk": "#0b7285",
     "griffin": "#2b8a3e",
@@ -119,6 +121,22 @@ def _tasks_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _failures_table(results: dict[str, Any]) -> str:
+    """Every run that did not learn its task at the training length, or lost it at the longest one."""
+    lines = ["| task | model | seed | at the training length | at the longest | |", "|---|---|---|---|---|---|"]
+    for run in results["runs"]:
+        task = TASKS[run["task"]]
+        for test in task.tests:
+            scores = {score["length"]: score["accuracy"] for score in run["scores"] if score["test"] == test}
+            first, last = scores[task.train_length], scores[task.test_lengths[-1]]
+            what = "did not learn it" if first < HELD else "learned it, and does not hold it" if last < HELD else None
+            if what is not None:
+                title = f"{task.title}, {test}" if test else task.title
+                cells = (title, MODELS[run["model"]].title, run["seed"], f"{first:.3f}", f"{last:.3f}", what)
+                lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def _run_table(results: dict[str, Any]) -> str:
     machine = results["environment"]
     rows = {
@@ -134,7 +152,7 @@ def _run_table(results: dict[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-_TABLES = {"run": _run_table, "tasks": _tasks_table, "training": _training_table}
+_TABLES = {"run": _run_table, "tasks": _tasks_table, "training": _training_table, "failures": _failures_table}
 
 
 def _values(

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.learning import command, report, training
+from benchmarks.learning import command, training
 from benchmarks.learning.tasks import TASKS
+from tests.support import require
+
+require("matplotlib")
+from benchmarks.learning import report  # noqa: E402
 
 PAGE = """Before.
 <!-- table flip-flop -->
@@ -93,6 +97,19 @@ def test_cells_are_mean_least_and_most(results: dict[str, Any]):
 def test_the_table_of_training(results: dict[str, Any]):
     page = report.renew("<!-- table training -->\n<!-- end -->", results)
     assert "| last marker's value | Hawk | 12,345 | 50, never | 100, 100 | 10, 10 |" in page
+
+
+def test_every_failure_is_listed():
+    lengths = TASKS["marker"].test_lengths
+    kept, lost, never = (
+        _result("hawk", seed, dict.fromkeys(lengths, last) | {32: first})
+        for seed, (first, last) in enumerate([(1.0, 0.9), (1.0, 0.89), (0.5, 1.0)])
+    )
+    page = report.renew("<!-- table failures -->\n<!-- end -->", {"runs": [kept, lost, never]})
+    assert page.splitlines()[3:-1] == [
+        "| last marker's value | Hawk | 1 | 1.000 | 0.890 | learned it, and does not hold it |",
+        "| last marker's value | Hawk | 2 | 0.500 | 1.000 | did not learn it |",
+    ]
 
 
 def test_unknown_tables_are_refused(results: dict[str, Any]):
