@@ -205,9 +205,8 @@ def _draw(path: Path, runs: Sequence[dict[str, Any]], models: Sequence[str] | No
         handles = {
             label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False
-        )
+        place = {"loc": "outside lower center", "ncols": 5 if columns > 2 else 2, "frameon": False}
+        figure.legend(handles.values(), handles.keys(), **place)
         figure.savefig(path, metadata={"Date": None}, facecolor="white")
         plt.close(figure)
     return True
@@ -221,7 +220,14 @@ def _panel(axes: Axes, task: Task, test: str, names: Sequence[str], runs: Sequen
         values = [found for found in values if found]
         axes.fill_between(at, [min(v) for v in values], [max(v) for v in values], color=COLOURS[name], alpha=0.15, lw=0)
         mean = [sum(v) / len(v) for v in values]
-        axes.plot(at, mean, color=COLOURS[name], label=MODELS[name].title, marker="o", markersize=3, linewidth=1.8)
+        # Segments lie on top of whole rows where both learn the same.
+        style = {
+            "linestyle": "--" if name == "hawk-segments" else "-",
+            "marker": "o",
+            "markersize": 3,
+            "linewidth": 1.8,
+        }
+        axes.plot(at, mean, color=COLOURS[name], label=MODELS[name].title, **style)
     axes.axhline(task.chance, color="0.5", linestyle="--", linewidth=1, label="chance")
     axes.axvline(task.train_length, color="0.7", linestyle=":", linewidth=1)
     axes.set_xscale("log", base=2)
