@@ -14,12 +14,21 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+)
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES, TOKENIZER_MAPPING
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling import (
     RecurrentGemmaForCausalLM,
+    RecurrentGemmaForQuestionAnswering,
+    RecurrentGemmaForSequenceClassification,
+    RecurrentGemmaForTokenClassification,
     RecurrentGemmaModel,
     RecurrentGemmaPreTrainedModel,
 )
@@ -28,12 +37,17 @@ from recurrent_gemma.tokenization import RecurrentGemmaTokenizer
 _AUTO_MODELS = {
     "AutoModel": (MODEL_MAPPING, RecurrentGemmaModel),
     "AutoModelForCausalLM": (MODEL_FOR_CAUSAL_LM_MAPPING, RecurrentGemmaForCausalLM),
+    "AutoModelForQuestionAnswering": (MODEL_FOR_QUESTION_ANSWERING_MAPPING, RecurrentGemmaForQuestionAnswering),
+    "AutoModelForSequenceClassification": (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        RecurrentGemmaForSequenceClassification,
+    ),
+    "AutoModelForTokenClassification": (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, RecurrentGemmaForTokenClassification),
 }
 _MODULE_NAMES = (
     RecurrentGemmaConfig,
     RecurrentGemmaPreTrainedModel,
-    RecurrentGemmaModel,
-    RecurrentGemmaForCausalLM,
+    *(model_class for _, model_class in _AUTO_MODELS.values()),
 )
 _ABSENT = object()
 

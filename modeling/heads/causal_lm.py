@@ -1,21 +1,51 @@
 """``RecurrentGemmaForCausalLM``: the language model."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.generation import GenerationMixin
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
 from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
 from recurrent_gemma.modeling.generation import RecurrentGemmaGeneration
+from recurrent_gemma.modeling.heads.loss import mean_over, next_token_labels
 from recurrent_gemma.modeling.inputs import check_labels
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
+from recurrent_gemma.modeling.ops.cross_entropy import linear_cross_entropy
 from recurrent_gemma.modeling.ops.dispatch import holds_on_cpu
 from recurrent_gemma.modeling.ops.ragged import gather_columns
+
+
+@dataclass
+class RecurrentGemmaLossOutput(ModelOutput):
+    """What the language model gives back where only the loss is wanted: all but the logits.
+
+    Attributes:
+        loss: fp32 scalar.
+        past_key_values, cache: The state, under the name that the installed Transformers knows; the other is None.
+        hidden_states, attentions: As in ``CausalLMOutputWithPast``.
+    """
+
+    loss: Tensor | None = None
+    past_key_values: RecurrentGemmaCache | None = None
+    cache: RecurrentGemmaCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "logits":
+            raise AttributeError(
+                "logits: not computed, since the model was given num_items_in_batch in training mode, as Trainer does "
+                "where it wants the loss alone; pass skip_logits=False to the model to get them."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 class RecurrentGemmaForCausalLM(  # type: ignore[misc]
@@ -47,25 +77,32 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         shift_labels: Tensor | None = None,
+        skip_logits: bool | None = None,
         cache: RecurrentGemmaCache | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | RecurrentGemmaLossOutput:
         """Next-token logits of L new columns of B rows. Arguments not listed are those of ``RecurrentGemmaModel``.
 
         Args:
             labels: (B, L) ids, -100 where no loss is wanted; shifted here, so ``labels=input_ids`` trains a language
-                model.
+                model. A document's first token is predicted by nothing, so its label is not used.
             logits_to_keep: Compute logits of the last n columns only (0: all), or of the columns in a 1-D index tensor.
             num_items_in_batch: Number of labels that the loss is divided by; their mean when None.
-            shift_labels: (B, L) labels that are shifted already, which sequence parallelism needs; replace ``labels``.
+            shift_labels: (B, L) labels of the token after each column, which sequence parallelism and windows of a
+                longer text need; replace ``labels``.
+            skip_logits: Whether to give the loss without the logits, which are then never held all at once (4 GB of
+                fp32 at 4,096 tokens and 256,000 words). None: in training mode when ``num_items_in_batch`` is given,
+                as Trainer does; nobody else leaves out what the caller may want to read.
 
         Returns:
-            ``loss`` (fp32 scalar), ``logits`` (B, columns kept, vocab_size) in the model's dtype, soft-capped in fp32
-            (at a pad: those of the token before it, so that the last column has each row's next token),
-            ``past_key_values`` (``cache`` from Transformers 5.24 on), ``hidden_states``, ``attentions``.
+            ``loss`` (fp32 scalar; 0 where every label is -100), ``logits`` (B, columns kept, vocab_size) in the model's
+            dtype, soft-capped in fp32 (at a pad: those of the token before it, so that the last column has each row's
+            next token), ``past_key_values`` (``cache`` from Transformers 5.24 on), ``hidden_states``, ``attentions``;
+            a ``RecurrentGemmaLossOutput``, without ``logits``, if they are skipped.
 
         Raises:
-            TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape, or with logits_to_keep.
+            TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape, or with logits_to_keep;
+                skip_logits without labels.
         """
         tokens = inputs_embeds if input_ids is None else input_ids
         targets = labels if shift_labels is None else shift_labels
@@ -78,6 +115,12 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
                     "logits_to_keep: expected 0 together with labels, whose loss needs every logit, got "
                     f"{logits_to_keep}."
                 )
+        if skip_logits is None:
+            skip_logits = self.training and targets is not None and num_items_in_batch is not None
+        if skip_logits and targets is None:
+            raise ValueError(
+                "skip_logits: expected labels or shift_labels with it, got none; there is nothing to give."
+            )
         if isinstance(logits_to_keep, int) and logits_to_keep < 0:
             raise ValueError(f"logits_to_keep: expected at least 0, got {logits_to_keep}.")
         cache = one_cache(past_key_values, cache)
@@ -103,23 +146,50 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
             hidden_states = hidden_states[:, logits_to_keep]
         elif logits_to_keep:
             hidden_states = hidden_states[:, -logits_to_keep:]
-        logits = self._soft_cap(self.lm_head(hidden_states))
+        if shift_labels is None and labels is not None:
+            boundaries = {name: kwargs.get(name) for name in ("cu_seq_lens_q", "seq_idx")}
+            shift_labels = next_token_labels(
+                labels, attention_mask=attention_mask, position_ids=position_ids, **boundaries
+            )
+        fuses = skip_logits and self.loss_function is ForCausalLMLoss and _is_plain(self.lm_head)
+        logits = None if fuses else self._soft_cap(self.lm_head(hidden_states))
         loss = None
-        if targets is not None:
-            loss = self.loss_function(
+        if shift_labels is not None:
+            loss = self._loss(hidden_states, logits, labels, shift_labels, num_items_in_batch)
+        rest = {
+            "hidden_states": outputs.hidden_states,
+            "attentions": outputs.attentions,
+            CACHE_NAME: getattr(outputs, CACHE_NAME),
+        }
+        if skip_logits or logits is None:
+            return RecurrentGemmaLossOutput(loss=loss, **rest)
+        return CausalLMOutputWithPast(loss=loss, logits=logits.to(outputs.last_hidden_state.dtype), **rest)
+
+    def _loss(
+        self,
+        hidden_states: Tensor,
+        logits: Tensor | None,
+        labels: Tensor | None,
+        shift_labels: Tensor,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Tensor:
+        """The loss, of the logits or, where there are none, of the hidden states they are made from."""
+        if logits is not None and self.loss_function is not ForCausalLMLoss:
+            return self.loss_function(
                 logits=logits,
                 labels=labels,
                 vocab_size=self.config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
                 shift_labels=shift_labels,
             )
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits.to(outputs.last_hidden_state.dtype),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
-        )
+        flat_labels = shift_labels.flatten().to(hidden_states.device)
+        if logits is None:
+            cap = self.config.final_logit_softcapping
+            total = linear_cross_entropy(hidden_states.flatten(0, 1), self.lm_head.weight, flat_labels, soft_cap=cap)
+        else:
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            total = F.cross_entropy(logits.flatten(0, 1).to(dtype), flat_labels, reduction="sum")
+        return mean_over(total, flat_labels, num_items_in_batch)
 
     def _soft_cap(self, logits: Tensor) -> Tensor:
         """cap * tanh(logits / cap), in fp32."""
@@ -127,6 +197,19 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
         if cap is None:
             return logits
         return torch.tanh(logits.to(torch.promote_types(logits.dtype, torch.float32)) / cap) * cap
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether ``head`` is one product with its weight: no adapter, no hook, nothing quantized, offloaded or sharded."""
+    return (
+        type(head) is nn.Linear
+        and head.bias is None
+        and type(head.weight) in (nn.Parameter, Tensor)
+        and head.weight.is_floating_point()
+        and head.weight.device.type != "meta"
+        and not (head._forward_pre_hooks or head._forward_hooks or head._backward_hooks or head._backward_pre_hooks)
+        and not hasattr(head, "_hf_hook")
+    )
 
 
 def _repeat_at_pads(hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
