@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
-from recurrent_gemma.modeling.cache import RecurrentGemmaCache, state_signature
+from recurrent_gemma.modeling.cache import LayerState, RecurrentGemmaCache, state_signature
 from recurrent_gemma.modeling.cache.progress import UNKNOWN_ID
 from recurrent_gemma.modeling.cache.trail import ColumnTrail
 from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
@@ -31,6 +31,7 @@ from recurrent_gemma.modeling.layers import (
     RecurrentGemmaRMSNorm,
     RecurrentGemmaScaledEmbedding,
     ScaledInitLinear,
+    Sealed,
     attention_backend,
     rotary_angles,
 )
@@ -203,7 +204,10 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
         for index, layer in enumerate(self.layers):
             all_hidden_states.append(hidden_states)
             state = None if cache is None else cache.layers[index].load()
-            hidden_states, state, weights, trail = layer(hidden_states, state, context, output_attentions)
+            hidden_states, rest = layer(hidden_states, Sealed(state), context, output_attentions)
+            state, weights, trail = rest.value
+            if cache is not None and layer.gradient_checkpointing:
+                _expect_gradient(state, all_hidden_states[-1])
             states.append(state)
             if trail is not None:
                 trails.append(trail)
@@ -266,11 +270,11 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
             )
         return past_key_values
 
-    def _context(self, sequence: SequenceInputs, dtype: torch.dtype, record: int) -> LayerContext:
+    def _context(self, sequence: SequenceInputs, dtype: torch.dtype, record: int) -> Sealed[LayerContext]:
         cos, sin = None, None
         if self._has_attention:
             cos, sin = rotary_angles(sequence.positions, self.config, dtype)
-        return LayerContext(sequence.starts, sequence.valid, sequence.past_length, cos, sin, record)
+        return Sealed(LayerContext(sequence.starts, sequence.valid, sequence.past_length, cos, sin, record))
 
 
 def _past_columns(cache: RecurrentGemmaCache, length: int, mask: Tensor | None, *boundaries: Tensor | None) -> int:
@@ -294,6 +298,15 @@ def _column_trail(sequence: SequenceInputs, ids: Tensor | None, cache: Recurrent
         base_position=sequence.past_length,
         base_ids=positions[:, :0] if cache.last_ids is None else cache.last_ids,
     )
+
+
+def _expect_gradient(state: LayerState, inputs: Tensor) -> None:
+    """Reentrant checkpointing knows the gradient of tensors that a block takes and returns itself, not of its state."""
+    if inputs.requires_grad and torch.is_grad_enabled() and not any(tensor.requires_grad for tensor in state):
+        raise ValueError(
+            "past_key_values: expected no cache under gradient checkpointing with use_reentrant=True, which loses the "
+            "gradient through the state, got one; checkpoint with use_reentrant=False, or pass use_cache=False."
+        )
 
 
 def _refuse_unknown(kwargs: dict[str, Any], cu_seq_lens_q: Tensor | None) -> None:

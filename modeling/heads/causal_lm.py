@@ -29,13 +29,16 @@ class RecurrentGemmaLossOutput(ModelOutput):
 
     Attributes:
         loss: fp32 scalar.
-        past_key_values, cache: The state, under the name that the installed Transformers knows; the other is None.
+        past_key_values or cache: The state, under the name that the installed Transformers knows.
         hidden_states, attentions: As in ``CausalLMOutputWithPast``.
     """
 
     loss: Tensor | None = None
-    past_key_values: RecurrentGemmaCache | None = None
-    cache: RecurrentGemmaCache | None = None
+    # One field: FSDP2 makes the output anew from its fields, and Transformers refuses both names.
+    if CACHE_NAME == "cache":
+        cache: RecurrentGemmaCache | None = None
+    else:
+        past_key_values: RecurrentGemmaCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -76,7 +79,6 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        shift_labels: Tensor | None = None,
         skip_logits: bool | None = None,
         cache: RecurrentGemmaCache | None = None,
         **kwargs: Any,
@@ -104,6 +106,8 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
             TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape, or with logits_to_keep;
                 skip_logits without labels.
         """
+        # Not in the signature: the Trainer takes each name with "label" there for one that every batch has to have.
+        shift_labels = kwargs.pop("shift_labels", None)
         tokens = inputs_embeds if input_ids is None else input_ids
         targets = labels if shift_labels is None else shift_labels
         if targets is not None and isinstance(tokens, Tensor):
