@@ -46,7 +46,6 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        shift_labels: Tensor | None = None,
         cache: RecurrentGemmaCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -57,7 +56,8 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
                 model.
             logits_to_keep: Compute logits of the last n columns only (0: all), or of the columns in a 1-D index tensor.
             num_items_in_batch: Number of labels that the loss is divided by; their mean when None.
-            shift_labels: (B, L) labels that are shifted already, which sequence parallelism needs; replace ``labels``.
+            **kwargs: ``shift_labels``, (B, L) labels that are shifted already, which sequence parallelism and windows of
+                a longer text need; they replace ``labels``.
 
         Returns:
             ``loss`` (fp32 scalar), ``logits`` (B, columns kept, vocab_size) in the model's dtype, soft-capped in fp32
@@ -67,6 +67,9 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
         Raises:
             TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape, or with logits_to_keep.
         """
+        # Not in the signature: the Trainer takes every parameter named like a label for one that each batch must have,
+        # and computes no evaluation loss where one is missing (``transformers.utils.generic.find_labels``).
+        shift_labels: Tensor | None = kwargs.pop("shift_labels", None)
         tokens = inputs_embeds if input_ids is None else input_ids
         targets = labels if shift_labels is None else shift_labels
         if targets is not None and isinstance(tokens, Tensor):

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
-from recurrent_gemma.modeling.cache import RecurrentGemmaCache, state_signature
+from recurrent_gemma.modeling.cache import LayerState, RecurrentGemmaCache, state_signature
 from recurrent_gemma.modeling.cache.progress import UNKNOWN_ID
 from recurrent_gemma.modeling.cache.trail import ColumnTrail
 from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
@@ -165,7 +165,7 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
         Raises:
             TypeError: A cache of another class, an unknown argument, or a wrong dtype.
             ValueError: Ids outside the vocabulary, wrong shapes, positions that follow no rule, a cache of another
-                model or batch size; see ``modeling/inputs.py``.
+                model or batch size (see ``modeling/inputs.py``); a cache in training under reentrant checkpointing.
         """
         _refuse_unknown(kwargs, cu_seq_lens_q)
         inputs_embeds = self._embed(input_ids, inputs_embeds)
@@ -177,7 +177,8 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
                 'output_attentions: expected attn_implementation="eager", which makes the weights, got '
                 f'"{self.config._attn_implementation}"; load the model with attn_implementation="eager".'
             )
-        cache = self._prepare_cache(one_cache(past_key_values, cache), use_cache, batch, inputs_embeds.requires_grad)
+        past_key_values = one_cache(past_key_values, cache)
+        cache = self._prepare_cache(past_key_values, use_cache, batch, inputs_embeds.requires_grad)
         if output_attentions and cache is not None and cache.static:
             raise ValueError(
                 "output_attentions: expected the default form of the cache, whose columns are in order, got the static "
@@ -198,12 +199,16 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
         context = self._context(sequence, torch.promote_types(inputs_embeds.dtype, torch.float32), record)
         keep_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
 
+        recomputed = past_key_values is not None and self.gradient_checkpointing and self.training
         hidden_states = inputs_embeds
         all_hidden_states, all_attentions, states, trails = [], [], [], []
         for index, layer in enumerate(self.layers):
             all_hidden_states.append(hidden_states)
             state = None if cache is None else cache.layers[index].load()
+            differentiable = hidden_states.requires_grad and torch.is_grad_enabled()
             hidden_states, state, weights, trail = layer(hidden_states, state, context, output_attentions)
+            if recomputed and differentiable:
+                _expect_gradient_through(state)
             states.append(state)
             if trail is not None:
                 trails.append(trail)
@@ -294,6 +299,15 @@ def _column_trail(sequence: SequenceInputs, ids: Tensor | None, cache: Recurrent
         base_position=sequence.past_length,
         base_ids=positions[:, :0] if cache.last_ids is None else cache.last_ids,
     )
+
+
+def _expect_gradient_through(state: LayerState) -> None:
+    """Raise ValueError if checkpointing has cut the gradient of a state that depends on what requires one."""
+    if not any(tensor.requires_grad for tensor in state):
+        raise ValueError(
+            "gradient_checkpointing_kwargs: expected use_reentrant=False in training with past_key_values, got "
+            "use_reentrant=True, which would cut the gradient through the state without a word; leave it out."
+        )
 
 
 def _refuse_unknown(kwargs: dict[str, Any], cu_seq_lens_q: Tensor | None) -> None:
