@@ -1,3 +1,5 @@
 """Training: what Trainer, PEFT and TRL lack for models of this family."""
 
-__all__: list[str] = []
+from recurrent_gemma.training.packing import PackingCollator, pack_documents
+
+__all__ = ["PackingCollator", "pack_documents"]
