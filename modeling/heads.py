@@ -114,7 +114,8 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
                 labels=labels,
                 vocab_size=self.config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
-                shift_labels=shift_labels,
+                # Windows cut from longer rows are not contiguous, and the loss takes a view.
+                shift_labels=None if shift_labels is None else shift_labels.contiguous(),
             )
         return CausalLMOutputWithPast(
             loss=loss,

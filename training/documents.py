@@ -124,19 +124,19 @@ def expect_labels(labels: np.ndarray, name: str) -> None:
         )
 
 
-def as_dataset(documents: Any) -> Any | None:
-    """``documents`` if it is a ``datasets.Dataset``, None if it is another sequence.
+def as_dataset(rows: Any, name: str = "documents") -> Any | None:
+    """``rows`` if it is a ``datasets.Dataset``, None if it is another sequence.
 
     Raises:
         TypeError: It is neither.
     """
     datasets = sys.modules.get("datasets")  # whoever has one has imported it
-    if datasets is not None and isinstance(documents, datasets.Dataset):
-        return documents
-    if not isinstance(documents, Sequence) or isinstance(documents, (str, bytes)):
+    if datasets is not None and isinstance(rows, datasets.Dataset):
+        return rows
+    if not isinstance(rows, Sequence) or isinstance(rows, (str, bytes)):
         raise TypeError(
-            "documents: expected a datasets.Dataset or a sequence of dicts with input_ids, got "
-            f"{type(documents).__name__}; pass each split of a DatasetDict by itself."
+            f"{name}: expected a datasets.Dataset or a sequence of dicts with input_ids, got {type(rows).__name__}; "
+            "pass each split of a DatasetDict by itself."
         )
     return None
 
