@@ -8,7 +8,7 @@ import recipe
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
-HELD_OUT = 5  # every fifth document is not trained on
+HELD_OUT = 5  # the last fifth of each document is not trained on
 
 # Transformers 5.24 has a new name for it.
 _CHECKPOINTING = "activation_checkpointing"
@@ -28,12 +28,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def split_documents(files: list[Path] | None) -> tuple[list[str], list[str]]:
-    """Documents to train on and documents held out, both in order."""
+    """Documents to train on, and the end of each, which is held out, both in order."""
     documents = [path.read_text(encoding="utf-8") for path in files] if files else recipe.documents()
-    if len(documents) < 2:
-        raise SystemExit("--text: expected at least 2 files, since one document of five is held out.")
-    held_out = documents[2::HELD_OUT] or documents[-1:]
-    return [document for document in documents if document not in held_out], held_out
+    cuts = [document.rindex(" ", 0, len(document) * (HELD_OUT - 1) // HELD_OUT) for document in documents]
+    pairs = list(zip(documents, cuts, strict=True))
+    return [document[:cut] for document, cut in pairs], [document[cut:].strip() for document, cut in pairs]
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Any]:
