@@ -166,7 +166,7 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
         Raises:
             TypeError: A cache of another class, an unknown argument, or a wrong dtype.
             ValueError: Ids outside the vocabulary, wrong shapes, positions that follow no rule, a cache of another
-                model or batch size; see ``modeling/inputs.py``.
+                model or batch size (see ``modeling/inputs.py``); a cache in training under reentrant checkpointing.
         """
         _refuse_unknown(kwargs, cu_seq_lens_q)
         inputs_embeds = self._embed(input_ids, inputs_embeds)

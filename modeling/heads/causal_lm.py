@@ -90,11 +90,11 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
                 model. A document's first token is predicted by nothing, so its label is not used.
             logits_to_keep: Compute logits of the last n columns only (0: all), or of the columns in a 1-D index tensor.
             num_items_in_batch: Number of labels that the loss is divided by; their mean when None.
-            shift_labels: (B, L) labels of the token after each column, which sequence parallelism and windows of a
-                longer text need; replace ``labels``.
             skip_logits: Whether to give the loss without the logits, which are then never held all at once (4 GB of
                 fp32 at 4,096 tokens and 256,000 words). None: in training mode when ``num_items_in_batch`` is given,
                 as Trainer does; nobody else leaves out what the caller may want to read.
+            **kwargs: ``shift_labels``, (B, L) labels of the token after each column, which sequence parallelism and
+                windows of a longer text need; they replace ``labels``.
 
         Returns:
             ``loss`` (fp32 scalar; 0 where every label is -100), ``logits`` (B, columns kept, vocab_size) in the model's
@@ -106,7 +106,8 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
             TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape, or with logits_to_keep;
                 skip_logits without labels.
         """
-        # Not in the signature: the Trainer takes each name with "label" there for one that every batch has to have.
+        # Not in the signature: the Trainer takes each name with "label" there for one that every batch has to have
+        # (``transformers.utils.generic.find_labels``), and computes no evaluation loss where one is missing.
         shift_labels = kwargs.pop("shift_labels", None)
         tokens = inputs_embeds if input_ids is None else input_ids
         targets = labels if shift_labels is None else shift_labels
@@ -184,7 +185,7 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
                 labels=labels,
                 vocab_size=self.config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
-                shift_labels=shift_labels,
+                shift_labels=shift_labels.contiguous(),
             )
         flat_labels = shift_labels.flatten().to(hidden_states.device)
         if logits is None:

@@ -44,5 +44,7 @@ def next_token_labels(
 
 def mean_over(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
     """``total`` (), a sum over labels, over ``num_items_in_batch`` or over how many labels count; 0 if none does."""
-    count = (labels != IGNORED).sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+    count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+    if not isinstance(count, Tensor):
+        return total / max(1, count)
     return total / count.to(total.device).clamp(min=1)
