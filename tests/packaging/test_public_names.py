@@ -39,7 +39,7 @@ PUBLIC_NAMES = {
     "recurrent_gemma.modeling.ops.rg_lru": "rg_lru",
     "recurrent_gemma.modeling.prefix_cache": "PrefixCache PrefixCacheStatistics",
     "recurrent_gemma.tokenization": "CHAT_TEMPLATE RecurrentGemmaTokenizer tokenizer_from_sentencepiece",
-    "recurrent_gemma.training": "",
+    "recurrent_gemma.training": "LoraCoverage ParameterCoverage check_adapter lora_config lora_coverage",
 }
 # Packages whose files are imported one by one, and that export nothing themselves.
 WITHOUT_NAMES = {"recurrent_gemma.modeling.ops.linear_scan"}
