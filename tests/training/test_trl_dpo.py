@@ -36,7 +36,7 @@ def dpo(tmp_path: Path, *, model: Any = None, adapter: bool = False, **options: 
     return trl.DPOTrainer(
         model=model,
         args=trl.DPOConfig(**settings(tmp_path, per_device_eval_batch_size=4, **options)),
-        train_dataset=datasets.Dataset.from_list(rows[4:20]),
+        train_dataset=datasets.Dataset.from_list(rows[4:14]),
         eval_dataset=datasets.Dataset.from_list(rows[:4]),
         processing_class=AutoTokenizer.from_pretrained(demo_path()),
         peft_config=lora_config(model, gates=True) if adapter else None,
@@ -58,7 +58,7 @@ def log_probability(model: Any, ids: Tensor, completion: Tensor) -> Tensor:
 @ADAPTER
 @PRECOMPUTE
 def test_its_loss_is_that_of_the_paper(adapter: bool, precompute: bool, tmp_path: Path):
-    trainer = dpo(tmp_path, adapter=adapter, precompute_ref_log_probs=precompute, per_device_train_batch_size=3)
+    trainer = dpo(tmp_path, adapter=adapter, precompute_ref_log_probs=precompute, per_device_train_batch_size=2)
     model = trainer.model.eval()
     draw(model)
     batch = next(iter(trainer.get_train_dataloader()))
@@ -87,7 +87,7 @@ def test_a_short_job_learns_the_preference(adapter: bool, tmp_path: Path):
         tmp_path,
         adapter=adapter,
         precompute_ref_log_probs=not adapter,
-        max_steps=6,
+        max_steps=5,
         learning_rate=1e-3 if adapter else 1e-4,
         per_device_train_batch_size=4,
     )

@@ -21,7 +21,7 @@ def test_pairs_differ_in_the_order_of_the_same_words():
 
 
 def test_a_short_run(tmp_path: Path):
-    arguments = ["--output", str(tmp_path), "--steps", "6", "--examples", "60", "--batch-size", "4"]
+    arguments = ["--output", str(tmp_path), "--steps", "5", "--examples", "40", "--batch-size", "4"]
     measures = dpo.main([*arguments, "--learning-rate", "2e-3"])
     before, after = zip(*(measures[name] for name in ("loss", "rewards/margins")), strict=True)
     assert after[0] < before[0] and after[1] > before[1] + 0.02

@@ -24,7 +24,7 @@ def test_lessons_of_both_kinds():
 
 
 def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    arguments = ["--output", str(tmp_path), "--steps", "6", "--examples", "60", "--batch-size", "1", "--gates"]
+    arguments = ["--output", str(tmp_path), "--steps", "5", "--examples", "40", "--batch-size", "1", "--gates"]
     result = lora.main([*arguments, "--learning-rate", "4e-3"])
     assert result["after"] < result["before"] - 0.3
     assert (tmp_path / "loss.svg").read_text().startswith("<?xml")
