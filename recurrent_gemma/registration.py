@@ -33,6 +33,7 @@ from recurrent_gemma.modeling import (
     RecurrentGemmaPreTrainedModel,
 )
 from recurrent_gemma.tokenization import RecurrentGemmaTokenizer
+from recurrent_gemma.training.lora import LORA_TARGETS
 
 _AUTO_MODELS = {
     "AutoModel": (MODEL_MAPPING, RecurrentGemmaModel),
@@ -78,8 +79,10 @@ def register() -> None:
     Names that were imported before (``from transformers import RecurrentGemmaForCausalLM``) keep the class they had.
     A published directory whose ``tokenizer_config.json`` names ``GemmaTokenizer`` keeps Transformers' tokenizer; this
     package's is used where the file names ``RecurrentGemmaTokenizer`` or no class.
+
+    Where PEFT is imported already, a ``LoraConfig`` without ``target_modules`` adapts this family's linear layers.
     """
-    for binding in _bindings():
+    for binding in (*_bindings(), *_peft_bindings()):
         if binding.current is not binding.value:
             _replaced.append((binding, binding.current))
             binding.table[binding.key] = binding.value
@@ -140,6 +143,14 @@ def _bindings() -> Iterator[_Binding]:
     for module in _transformers_modules():
         for cls in _MODULE_NAMES:
             yield _Binding(vars(module), cls.__name__, cls, f"transformers.{cls.__name__}")
+
+
+def _peft_bindings() -> Iterator[_Binding]:
+    # PEFT is an extra: it is not imported for this.
+    constants = sys.modules.get("peft.utils.constants")
+    if constants is not None:
+        table = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        yield _Binding(table, RecurrentGemmaConfig.model_type, LORA_TARGETS, "peft.LoraConfig")
 
 
 def _transformers_modules() -> list[ModuleType]:

@@ -47,7 +47,10 @@ PUBLIC_NAMES = {
     "recurrent_gemma.modeling.ops.rg_lru": "rg_lru",
     "recurrent_gemma.modeling.prefix_cache": "PrefixCache PrefixCacheStatistics",
     "recurrent_gemma.tokenization": "CHAT_TEMPLATE RecurrentGemmaTokenizer tokenizer_from_sentencepiece",
-    "recurrent_gemma.training": "PackingCollator TruncatedBPTTTrainer cut_into_windows pack_documents",
+    "recurrent_gemma.training": """
+        LoraCoverage PackingCollator ParameterCoverage TruncatedBPTTTrainer check_adapter cut_into_windows lora_config
+        lora_coverage pack_documents
+    """,
 }
 # Packages whose files are imported one by one, and that export nothing themselves.
 WITHOUT_NAMES = {"recurrent_gemma.modeling.ops.linear_scan"}

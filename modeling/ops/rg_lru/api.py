@@ -104,7 +104,7 @@ def _expect_triton(x: Tensor) -> None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if x.dtype == torch.float64 or not (x.device.type == "cuda" or interpreted):
         raise ValueError(
-            f"impl: expected another than 'triton', which computes in fp32 on CUDA devices, for {x.dtype} on {x.device}."
+            f"impl: expected another than 'triton' for {x.dtype} on {x.device}; it computes in fp32 on CUDA devices."
         )
 
 

@@ -4,6 +4,8 @@ A tile's recurrence is an associative scan, and its last state goes on to the ne
 tile to the first and computes the gates again. ``TRITON_INTERPRET=1`` runs the kernels on CPU, for tests.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -103,10 +105,11 @@ def rg_lru_triton_backward(
         num_warps=_WARPS,
     )
     grad_a_param = grad_rate.sum(dim=0) * DECAY_SCALE * torch.sigmoid(a_param.float())
-    return *gradients, grad_a_param.to(a_param.dtype), grad_h0
+    grad_x, grad_input_gate, grad_recurrence_gate = gradients
+    return grad_x, grad_input_gate, grad_recurrence_gate, grad_a_param.to(a_param.dtype), grad_h0
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
+def _contiguous(tensor: Any) -> Any:
     return None if tensor is None else tensor.contiguous()
 
 
