@@ -1,7 +1,7 @@
 """``RecurrentGemmaForCausalLM``: the language model."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,47 @@ from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
 from recurrent_gemma.modeling.generation import RecurrentGemmaGeneration
 from recurrent_gemma.modeling.heads.loss import mean_over, next_token_labels
 from recurrent_gemma.modeling.inputs import check_labels
+from recurrent_gemma.modeling.layers import Sealed
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
 from recurrent_gemma.modeling.ops.cross_entropy import linear_cross_entropy
 from recurrent_gemma.modeling.ops.dispatch import holds_on_cpu
 from recurrent_gemma.modeling.ops.ragged import gather_columns
+
+
+class LossTarget(NamedTuple):
+    """What the loss is taken against."""
+
+    shift_labels: Tensor  # (B, L) int64, the label of the token after each column
+    soft_cap: float | None
+    num_items_in_batch: Tensor | int | None
+
+
+class RecurrentGemmaLMHead(nn.Linear):
+    """Output projection, bare of bias; gives the loss itself where nobody wants the logits.
+
+    It is asked for the loss by a call, so that what is wrapped around it (FSDP2's gathering of its weight, for one)
+    works as for logits.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+        super().__init__(hidden_size, vocab_size, bias=False)
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> "RecurrentGemmaLMHead":
+        """A head with the very weight of a linear layer without bias."""
+        with torch.device("meta"):
+            head = cls(linear.in_features, linear.out_features)
+        head.weight = linear.weight
+        return head
+
+    def forward(self, hidden_states: Tensor, target: "Sealed[LossTarget] | None" = None) -> Tensor:
+        """Logits (B, L, vocab_size) of hidden states (B, L, D), not capped; or, given a target, the loss (), fp32."""
+        if target is None:
+            return super().forward(hidden_states)
+        shift_labels, soft_cap, num_items_in_batch = target.value
+        labels = shift_labels.flatten().to(hidden_states.device)
+        total = linear_cross_entropy(hidden_states.flatten(0, 1), self.weight, labels, soft_cap=soft_cap)
+        return mean_over(total, labels, num_items_in_batch)
 
 
 @dataclass
@@ -62,7 +99,7 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
         super().__init__(config)
         self.model = RecurrentGemmaModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = RecurrentGemmaLMHead(config.hidden_size, config.vocab_size)
         self.post_init()
 
     @can_return_tuple
@@ -156,11 +193,19 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
             shift_labels = next_token_labels(
                 labels, attention_mask=attention_mask, position_ids=position_ids, **boundaries
             )
-        fuses = skip_logits and self.loss_function is ForCausalLMLoss and _is_plain(self.lm_head)
-        logits = None if fuses else self._soft_cap(self.lm_head(hidden_states))
-        loss = None
-        if shift_labels is not None:
-            loss = self._loss(hidden_states, logits, labels, shift_labels, num_items_in_batch)
+        logits, loss = None, None
+        if (
+            shift_labels is not None
+            and skip_logits
+            and self.loss_function is ForCausalLMLoss
+            and _gives_loss(self.lm_head)
+        ):
+            cap = self.config.final_logit_softcapping
+            loss = self.lm_head(hidden_states, Sealed(LossTarget(shift_labels, cap, num_items_in_batch)))
+        else:
+            logits = self._soft_cap(self.lm_head(hidden_states))
+            if shift_labels is not None:
+                loss = self._loss_of_logits(logits, labels, shift_labels, num_items_in_batch)
         rest = {
             "hidden_states": outputs.hidden_states,
             "attentions": outputs.attentions,
@@ -170,16 +215,16 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
             return RecurrentGemmaLossOutput(loss=loss, **rest)
         return CausalLMOutputWithPast(loss=loss, logits=logits.to(outputs.last_hidden_state.dtype), **rest)
 
-    def _loss(
-        self,
-        hidden_states: Tensor,
-        logits: Tensor | None,
-        labels: Tensor | None,
-        shift_labels: Tensor,
-        num_items_in_batch: Tensor | int | None,
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the output projection, as ``resize_token_embeddings`` does; a bare linear layer is made a head."""
+        if type(new_embeddings) is nn.Linear and new_embeddings.bias is None:
+            new_embeddings = RecurrentGemmaLMHead.of(new_embeddings)
+        self.lm_head = new_embeddings
+
+    def _loss_of_logits(
+        self, logits: Tensor, labels: Tensor | None, shift_labels: Tensor, num_items_in_batch: Tensor | int | None
     ) -> Tensor:
-        """The loss, of the logits or, where there are none, of the hidden states they are made from."""
-        if logits is not None and self.loss_function is not ForCausalLMLoss:
+        if self.loss_function is not ForCausalLMLoss:
             return self.loss_function(
                 logits=logits,
                 labels=labels,
@@ -187,13 +232,9 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
                 num_items_in_batch=num_items_in_batch,
                 shift_labels=shift_labels.contiguous(),
             )
-        flat_labels = shift_labels.flatten().to(hidden_states.device)
-        if logits is None:
-            cap = self.config.final_logit_softcapping
-            total = linear_cross_entropy(hidden_states.flatten(0, 1), self.lm_head.weight, flat_labels, soft_cap=cap)
-        else:
-            dtype = torch.promote_types(logits.dtype, torch.float32)
-            total = F.cross_entropy(logits.flatten(0, 1).to(dtype), flat_labels, reduction="sum")
+        flat_labels = shift_labels.flatten().to(logits.device)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        total = F.cross_entropy(logits.flatten(0, 1).to(dtype), flat_labels, reduction="sum")
         return mean_over(total, flat_labels, num_items_in_batch)
 
     def _soft_cap(self, logits: Tensor) -> Tensor:
@@ -204,17 +245,20 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
         return torch.tanh(logits.to(torch.promote_types(logits.dtype, torch.float32)) / cap) * cap
 
 
-def _is_plain(head: nn.Module) -> bool:
-    """Whether ``head`` is one product with its weight: no adapter, no hook, nothing quantized, offloaded or sharded."""
-    return (
-        type(head) is nn.Linear
-        and head.bias is None
-        and type(head.weight) in (nn.Parameter, Tensor)
-        and head.weight.is_floating_point()
-        and head.weight.device.type != "meta"
-        and not (head._forward_pre_hooks or head._forward_hooks or head._backward_hooks or head._backward_pre_hooks)
-        and not hasattr(head, "_hf_hook")
-    )
+def _gives_loss(head: nn.Module) -> bool:
+    """Whether ``head`` gives the loss itself: no adapter, no quantized weight, and no hook but those of FSDP2."""
+    if not isinstance(head, RecurrentGemmaLMHead):
+        return False
+    hooked = bool(head._forward_hooks or head._forward_pre_hooks)
+    return _is_fsdp_unit(head) or (type(head.weight) in (nn.Parameter, Tensor) and not hooked)
+
+
+def _is_fsdp_unit(module: nn.Module) -> bool:
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
 
 
 def _repeat_at_pads(hidden_states: Tensor, attention_mask: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 
 from recurrent_gemma.modeling import RecurrentGemmaCache, layers
 from recurrent_gemma.modeling.cache import RecurrentState
+from recurrent_gemma.modeling.heads import causal_lm
 from tests.modeling.models import tiny_config, tiny_model
 from tests.training.trainers import losses, rows, trainer
 
@@ -43,11 +44,11 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 class Dtypes(TrainerCallback):
-    """Notes the dtypes in which RG-LRU and RoPE get what must not be rounded."""
+    """Notes the dtypes in which RG-LRU and RoPE get what must not be rounded, and losses made without logits."""
 
     def __init__(self) -> None:
         self.seen: set[tuple[str, str]] = set()
-        self.originals = layers.rg_lru, layers.apply_rotary
+        self.originals = layers.rg_lru, layers.apply_rotary, causal_lm.linear_cross_entropy
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         def rg_lru(*inputs: Any, **options: Any) -> Any:
@@ -59,10 +60,16 @@ class Dtypes(TrainerCallback):
             self.seen.add(("angles", str(cos.dtype)))
             return self.originals[1](x, cos, sin)
 
+        def linear_cross_entropy(*inputs: torch.Tensor, **options: Any) -> torch.Tensor:
+            loss = self.originals[2](*inputs, **options)
+            self.seen.add(("loss", str(loss.dtype)))
+            return loss
+
         layers.rg_lru, layers.apply_rotary = rg_lru, apply_rotary
+        causal_lm.linear_cross_entropy = linear_cross_entropy
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        layers.rg_lru, layers.apply_rotary = self.originals
+        layers.rg_lru, layers.apply_rotary, causal_lm.linear_cross_entropy = self.originals
 
 
 def make(name: str, folder: Path, **options: Any) -> Trainer:

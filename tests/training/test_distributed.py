@@ -104,11 +104,13 @@ def test_every_block_is_sharded_by_itself(name, folder):
     names = sorted({unit.replace("._checkpoint_wrapped_module", "") for unit in found["units"]})
     assert [unit for unit in names if unit.startswith("model.layers.")] == LAYERS
     assert found["tied"] == ("untied" not in name)
+    # The head, a unit as well, gives the loss and never makes all logits.
+    assert ["loss", "torch.float32"] in found["dtypes"]
 
 
 def test_mixed_precision_leaves_states_and_angles_in_fp32(folder, alone):
     found = report(folder, "fsdp_bf16")
-    assert found["dtypes"] == [["angles", "torch.float32"], ["state", "torch.float32"]]
+    assert found["dtypes"] == [["angles", "torch.float32"], ["loss", "torch.float32"], ["state", "torch.float32"]]
     # By way of a cache the state leaves one block's call and enters the next.
     assert found["state"] == ["torch.float32"]
     tokens = token_losses(tiny_model(), rows(4)).numel()
