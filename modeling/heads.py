@@ -56,8 +56,8 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
                 model.
             logits_to_keep: Compute logits of the last n columns only (0: all), or of the columns in a 1-D index tensor.
             num_items_in_batch: Number of labels that the loss is divided by; their mean when None.
-            **kwargs: ``shift_labels``, (B, L) labels that are shifted already, which sequence parallelism and windows of
-                a longer text need; they replace ``labels``.
+            **kwargs: ``shift_labels``, (B, L) labels that are shifted already, which sequence parallelism and windows
+                of a longer text need; they replace ``labels``.
 
         Returns:
             ``loss`` (fp32 scalar), ``logits`` (B, columns kept, vocab_size) in the model's dtype, soft-capped in fp32
