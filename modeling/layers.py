@@ -33,6 +33,13 @@ _CPU_MLP_ELEMENTS = 1 << 22
 # Transformers' names of attention implementations, and the backend of the local attention op each one selects.
 ATTENTION_BACKENDS = {"sdpa": "blocked", "eager": "reference"}
 
+# Names of the linear layers of each part of a block. What adapts them all goes by these.
+LINEAR_LAYERS = {
+    "recurrent": ["linear_x", "linear_y", "linear_out"],
+    "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "mlp": ["gate_proj", "up_proj", "down_proj"],
+}
+
 
 class LayerContext(NamedTuple):
     """What one forward pass tells every layer."""

@@ -32,8 +32,8 @@ from recurrent_gemma.modeling import (
     RecurrentGemmaModel,
     RecurrentGemmaPreTrainedModel,
 )
+from recurrent_gemma.modeling.layers import LINEAR_LAYERS
 from recurrent_gemma.tokenization import RecurrentGemmaTokenizer
-from recurrent_gemma.training.lora import LORA_TARGETS
 
 _AUTO_MODELS = {
     "AutoModel": (MODEL_MAPPING, RecurrentGemmaModel),
@@ -50,6 +50,8 @@ _MODULE_NAMES = (
     RecurrentGemmaPreTrainedModel,
     *(model_class for _, model_class in _AUTO_MODELS.values()),
 )
+# What PEFT adapts where a LoraConfig names no modules.
+_LORA_TARGETS = [name for names in LINEAR_LAYERS.values() for name in names]
 _ABSENT = object()
 
 
@@ -150,7 +152,7 @@ def _peft_bindings() -> Iterator[_Binding]:
     constants = sys.modules.get("peft.utils.constants")
     if constants is not None:
         table = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-        yield _Binding(table, RecurrentGemmaConfig.model_type, LORA_TARGETS, "peft.LoraConfig")
+        yield _Binding(table, RecurrentGemmaConfig.model_type, _LORA_TARGETS, "peft.LoraConfig")
 
 
 def _transformers_modules() -> list[ModuleType]:

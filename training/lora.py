@@ -11,17 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from recurrent_gemma.modeling.layers import LINEAR_LAYERS
 from recurrent_gemma.training.adapter_checks import GATE_WEIGHTS, check_adapter, layers_of, require_peft
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-# Linear layers of recurrent blocks, of attention blocks, and of the MLP in both.
-LORA_TARGETS = [
-    *("linear_x", "linear_y", "linear_out"),
-    *("q_proj", "k_proj", "v_proj", "o_proj"),
-    *("gate_proj", "up_proj", "down_proj"),
-]
 
 # The end of a class's name, and the task that PEFT wraps such a model for.
 _TASKS = {
@@ -82,7 +76,7 @@ def _task_of(model: PreTrainedModel | PreTrainedConfig) -> str | None:
 def _targets_in(config: PreTrainedConfig) -> list[str]:
     """The default targets that a model of ``config`` has: one without attention has no ``q_proj``."""
     kinds = set(config.layers_block_type)
-    recurrent, attention, mlp = LORA_TARGETS[:3], LORA_TARGETS[3:7], LORA_TARGETS[7:]
+    recurrent, attention, mlp = LINEAR_LAYERS.values()
     return [
         *(recurrent if kinds & {"linear_attention", "recurrent"} else ()),
         *(attention if kinds & {"sliding_attention", "attention"} else ()),

@@ -41,7 +41,6 @@ class TruncatedBPTTTrainer(Trainer):
         self._carried: RecurrentGemmaCache | None = None
         self._evaluation: _Evaluation | None = None
         self._windows_per_epoch = 0
-        self._windows_read = 0
         self.add_callback(_BeginAnew(self))
 
     def get_train_dataloader(self) -> Any:
@@ -72,11 +71,7 @@ class TruncatedBPTTTrainer(Trainer):
         inputs = {**inputs, "past_key_values": cache}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         cache.detach()
-        if model.training:
-            self._windows_read += 1
-            if self._windows_read == self._windows_per_epoch:
-                self.begin_anew()
-        elif self._evaluation is not None:
+        if not model.training and self._evaluation is not None:
             self._evaluation.add(loss.detach(), inputs[_SHIFTED])
         return (loss, outputs) if return_outputs else loss
 
@@ -95,7 +90,7 @@ class TruncatedBPTTTrainer(Trainer):
 
     def begin_anew(self) -> None:
         """Forget the state that is carried in training."""
-        self._carried, self._windows_read = None, 0
+        self._carried = None
 
     def _new_cache(self) -> RecurrentGemmaCache:
         return RecurrentGemmaCache(self.accelerator.unwrap_model(self.model).config)
@@ -123,11 +118,10 @@ class TruncatedBPTTTrainer(Trainer):
                 f"resume_from_checkpoint: expected {STATE_FILE} in {checkpoint}, got none; resume from a checkpoint "
                 "that TruncatedBPTTTrainer wrote, with save_only_model=False."
             )
-        config = self.accelerator.unwrap_model(self.model).config
-        self._carried = RecurrentGemmaCache.load(path, config, device=self.args.device)
-        steps = self.args.gradient_accumulation_steps
-        per_epoch = -(-self._windows_per_epoch // steps)
-        self._windows_read = self.state.global_step % per_epoch * steps
+        steps_per_epoch = -(-self._windows_per_epoch // self.args.gradient_accumulation_steps)
+        if self.state.global_step % steps_per_epoch:  # else an epoch begins, and has begun anew
+            config = self.accelerator.unwrap_model(self.model).config
+            self._carried = RecurrentGemmaCache.load(path, config, device=self.args.device)
 
     def _expect_settings(self) -> None:
         args = self.args

@@ -92,7 +92,8 @@ def expect_windows(rows: Any, name: str, lanes: int) -> int:
         known = key in dataset.column_names if dataset is not None else all(key in row for row in rows)
         if not known or not len(rows):
             raise ValueError(f"{name}: expected rows with {key!r}, got others; make them with cut_into_windows.")
-        columns.append(np.asarray(dataset[:][key] if dataset is not None else [row[key] for row in rows]))
+        values = [row[key] for row in rows] if dataset is None else dataset.select_columns([key])[:][key]
+        columns.append(np.asarray(values))
     window, lane = columns
     if lane.max() + 1 != lanes:
         raise ValueError(
@@ -118,9 +119,7 @@ def _equal_parts(documents: list[Document], lanes: int, window_length: int) -> l
         end = begin + len(document.input_ids)
         cuts = [begin, *range((begin // size + 1) * size, end, size), end]
         for first, last in pairwise(cuts):
-            piece = Document(*(values[first - begin : last - begin] for values in document))
-            piece.labels[0] = IGNORED
-            parts[first // size].append(piece)
+            parts[first // size].append(Document(*(values[first - begin : last - begin] for values in document)))
         begin = end
     return parts
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from recurrent_gemma.training.lora import LORA_TARGETS
+from recurrent_gemma.modeling.layers import LINEAR_LAYERS
 from tests.support import ROOT, code_blocks, require, run_python
 
 PAGE = (ROOT / "docs" / "adapters_and_preferences.md").read_text()
@@ -16,4 +16,4 @@ def test_the_examples_run_one_after_the_other(tmp_path: Path):
 
 
 def test_it_names_the_default_targets():
-    assert [name for name in LORA_TARGETS if f"`{name}`" not in PAGE] == []
+    assert [name for names in LINEAR_LAYERS.values() for name in names if f"`{name}`" not in PAGE] == []

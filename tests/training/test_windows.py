@@ -48,8 +48,10 @@ def in_windows(model, batches):
     return results_of(model, [{**batch, "past_key_values": cache} for batch in batches])
 
 
-@pytest.mark.parametrize("what", MAPS)
-@pytest.mark.parametrize("name", ["shipped pattern", "wide recurrence, two key heads"])
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [*((what, "shipped pattern") for what in MAPS), ("shorter than the window", "wide recurrence, two key heads")],
+)
 def test_windows_one_after_the_other_equal_the_documents(what, name):
     model, documents, options = tiny_model(tiny_config(**CONFIGS[name])).train(), draw_documents(*LENGTHS), MAPS[what]
     documents = documents[:3] if options["window_length"] == 1 else documents  # 33 steps are enough
@@ -60,10 +62,12 @@ def test_windows_one_after_the_other_equal_the_documents(what, name):
     assert_same_results(in_windows(model, batches), results_of(model, separately(pieces)))
 
 
+CUTS = [(0, 50), (0, 49, 50), (0, 1, 2, 50), (0, WINDOW, 3 * WINDOW, 50), (0, 3, 4, 20, 33, 50)]
+
+
 @pytest.mark.parametrize(
-    "cuts", [(0, 50), (0, 49, 50), (0, 1, 2, 50), (0, WINDOW, 3 * WINDOW, 50), (0, 3, 4, 20, 33, 50)]
+    ("cuts", "starts"), [*((cuts, (3, 33, 34)) for cuts in CUTS), (CUTS[-1], ()), (CUTS[-1], (20,))]
 )
-@pytest.mark.parametrize("starts", [(), (20,), (3, 33, 34)])
 def test_uneven_windows_give_the_loss_and_the_gradients_of_one(cuts, starts):
     model = tiny_model().train()
     ids = torch.randint(0, 97, (2, 50))
