@@ -7,6 +7,7 @@
     python -m benchmarks memory [--size demo] [--tokens 20000] [--every 1000]
     python -m benchmarks convert [--size 2048x12] [--max-shard-size 300MB] [--dtype bfloat16] [--folder DIR]
     python -m benchmarks prefix-cache [--size demo] [--system 2000] [--tokens 20] [--requests 200]
+    python -m benchmarks learning [--jobs 2] [--tasks marker] [--models hawk griffin] [--seeds 0] [--output DIR]
 
 Speed: random weights, shared by both implementations. First they must give the same logits and gradients in fp32; then
 the floor, ours and in-tree run in turn, round by round, in the dtype and on the device asked for. The floor is the
@@ -14,7 +15,8 @@ model's own matrix products at the same shapes (decode: reading its weights once
 one training step takes beyond weights and gradients, each implementation in a process of its own. Memory: one sequence
 grows token by token through the cache. Convert: random weights go to every kind of checkpoint and back, bit for bit;
 time, and resident memory above that of the bare process. Prefix cache: answers below a shared system prompt, cold and
-warm, and hit rates at the sizes of the 2B model, whose states are not computed.
+warm, and hit rates at the sizes of the 2B model, whose states are not computed. Learning: small models trained at one
+length and tested at longer ones, which makes what docs/evidence.md shows.
 
 Only ratios within one run mean something: take them on an otherwise idle machine.
 """
@@ -27,6 +29,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import conversion, memory, prefix_cache, report, speed, train_memory
+from benchmarks.learning import command as learning
 from benchmarks.models import SIZES
 
 
@@ -37,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ValueError: The implementations disagree, or a value has no meaning; nothing is reported then.
     """
     options = _parser().parse_args(arguments)
+    if options.case == "learning":
+        learning.main(options, report.environment(), Console())
+        return
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     machine = report.environment()
@@ -119,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--tokens", type=_positive, default=20, help="tokens of an answer (default %(default)s)")
     shared.add_argument("--requests", type=_positive, default=200, help="of the workload (default %(default)s)")
     shared.add_argument("--repeats", type=_positive, default=7, help="rounds (default %(default)s)")
+
+    summary = (learning.main.__doc__ or "").partition("\n")[0]
+    learning.add_arguments(cases.add_parser("learning", help=summary, description=learning.__doc__))
     return parser
 
 

@@ -37,7 +37,7 @@ def results_of(model: torch.nn.Module, batches: Iterable[Mapping[str, Any]]) -> 
     model.zero_grad()
     loss, hits = torch.zeros(()), torch.zeros(())
     for batch, labels in zip(batches, shifted, strict=True):
-        outputs = model(**batch, num_items_in_batch=count)
+        outputs = model(**batch, num_items_in_batch=count, skip_logits=False)
         loss = loss + outputs.loss
         hits += ((outputs.logits.argmax(-1) == labels) & (labels != -100)).sum()
     loss.backward()
