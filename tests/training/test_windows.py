@@ -92,7 +92,7 @@ def test_detach_cuts_the_gradient_and_nothing_else(window):
         model.zero_grad()
         loss, hits = torch.zeros(()), torch.zeros(())
         for index, batch in enumerate(batches):
-            outputs = model(**batch, past_key_values=run_before(index), num_items_in_batch=count)
+            outputs = model(**batch, past_key_values=run_before(index), num_items_in_batch=count, skip_logits=False)
             outputs.loss.backward()
             loss += outputs.loss.detach()
             hits += ((outputs.logits.argmax(-1) == batch["shift_labels"]) & (batch["shift_labels"] != -100)).sum()
