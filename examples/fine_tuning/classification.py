@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     trainer.train()
     after = trainer.evaluate()["eval_accuracy"]
     trainer.save_model(str(options.output / "model"))
-    plot = recipe.save_curves(trainer.state.log_history, options.output, title="Austen or the Bible")
+    plot = recipe.save_curves(trainer.state.log_history, options.output, title="Austen or the Bible", per="text")
 
     classify = pipeline("text-classification", model=str(options.output / "model"))
     for text, _ in (held_out[0], held_out[-1]):

@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     log = list(trainer.state.log_history)  # training starts a new one
     trainer.train()
     after = trainer.evaluate()
-    plot = save_curves(log + trainer.state.log_history, given.output, title="DPO")
+    plot = save_curves(log + trainer.state.log_history, given.output, title="DPO", per="pair")
     trainer.model.save_pretrained(given.output / "adapter")
     measures = {}
     for name in ("loss", "rewards/accuracies", "rewards/margins"):

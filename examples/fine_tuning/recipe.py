@@ -32,13 +32,14 @@ def documents() -> list[str]:
     return [document.strip() for document in text.split("<bos>") if document.strip()]
 
 
-def save_curves(log: list[dict[str, Any]], folder: Path, *, title: str) -> Path:
+def save_curves(log: list[dict[str, Any]], folder: Path, *, title: str, per: str = "token") -> Path:
     """Write a Trainer's ``state.log_history`` as ``log.json`` and its losses as ``loss.svg``; returns the plot's path.
 
     Args:
         log: Entries with ``step`` and ``loss`` or ``eval_loss``.
         folder: Made if it does not exist.
         title: Of the plot.
+        per: What the loss is a mean over.
     """
     import matplotlib
 
@@ -52,7 +53,7 @@ def save_curves(log: list[dict[str, Any]], folder: Path, *, title: str) -> Path:
         points = [(entry["step"], entry[key]) for entry in log if key in entry]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker=marker)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="step", ylabel=f"loss (nats per {per})", title=title)
     axes.legend()
     path = folder / "loss.svg"
     figure.savefig(path)
