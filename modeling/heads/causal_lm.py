@@ -1,5 +1,7 @@
 """``RecurrentGemmaForCausalLM``: the language model."""
 
+import functools
+import logging
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,16 +14,19 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
-from recurrent_gemma.modeling.cache import RecurrentGemmaCache
+from recurrent_gemma.modeling.cache import RecurrentGemmaCache, state_signature
 from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
 from recurrent_gemma.modeling.generation import RecurrentGemmaGeneration
-from recurrent_gemma.modeling.heads.loss import mean_over, next_token_labels
+from recurrent_gemma.modeling.heads.loss import IGNORED, mean_over, next_token_labels
 from recurrent_gemma.modeling.inputs import check_labels
 from recurrent_gemma.modeling.layers import Sealed
-from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
+from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel, sequence_inputs
 from recurrent_gemma.modeling.ops.cross_entropy import linear_cross_entropy
 from recurrent_gemma.modeling.ops.dispatch import holds_on_cpu
 from recurrent_gemma.modeling.ops.ragged import gather_columns
+
+
+logger = logging.getLogger("recurrent_gemma")
 
 
 class LossTarget(NamedTuple):
@@ -169,6 +174,11 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
         if isinstance(cache, RecurrentGemmaCache) and isinstance(logits_to_keep, int):
             # Assisted generation asks for the logits of the drafts, and takes back those it does not accept.
             cache.record_limit = max(cache.record_limit, logits_to_keep)
+        if shift_labels is None and labels is not None and isinstance(tokens, Tensor):
+            boundaries = {"position_ids": position_ids, **{n: kwargs.get(n) for n in ("cu_seq_lens_q", "seq_idx")}}
+            shift_labels = self._next_token_labels(labels, tokens, cache, attention_mask, boundaries)
+            if num_items_in_batch is not None:
+                _warn_of_uncounted(labels, shift_labels)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -188,11 +198,6 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
             hidden_states = hidden_states[:, logits_to_keep]
         elif logits_to_keep:
             hidden_states = hidden_states[:, -logits_to_keep:]
-        if shift_labels is None and labels is not None:
-            boundaries = {name: kwargs.get(name) for name in ("cu_seq_lens_q", "seq_idx")}
-            shift_labels = next_token_labels(
-                labels, attention_mask=attention_mask, position_ids=position_ids, **boundaries
-            )
         logits, loss = None, None
         if (
             shift_labels is not None
@@ -220,6 +225,22 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
         if type(new_embeddings) is nn.Linear and new_embeddings.bias is None:
             new_embeddings = RecurrentGemmaLMHead.of(new_embeddings)
         self.lm_head = new_embeddings
+
+    def _next_token_labels(
+        self,
+        labels: Tensor,
+        tokens: Tensor,
+        cache: Any,
+        attention_mask: Tensor | None,
+        boundaries: dict[str, Tensor | None],
+    ) -> Tensor:
+        """Each column's label, by the state as it is before the model has run."""
+        if cache is not None:
+            if not isinstance(cache, RecurrentGemmaCache):
+                return labels  # which the model refuses
+            cache.expect_matches(state_signature(self.config), tokens.shape[0])
+        sequence = sequence_inputs(tokens, cache, attention_mask, **boundaries)
+        return next_token_labels(labels, sequence.starts, sequence.valid)
 
     def _loss_of_logits(
         self, logits: Tensor, labels: Tensor | None, shift_labels: Tensor, num_items_in_batch: Tensor | int | None
@@ -249,7 +270,9 @@ def _gives_loss(head: nn.Module) -> bool:
     """Whether ``head`` gives the loss itself: no adapter, no quantized weight, and no hook but those of FSDP2."""
     if not isinstance(head, RecurrentGemmaLMHead):
         return False
-    hooked = bool(head._forward_hooks or head._forward_pre_hooks)
+    hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
+    # accelerate replaces forward() as well, and passes arguments on.
+    hooked = any(hooks) or ("forward" in vars(head) and not hasattr(head, "_hf_hook"))
     return _is_fsdp_unit(head) or (type(head.weight) in (nn.Parameter, Tensor) and not hooked)
 
 
@@ -259,6 +282,21 @@ def _is_fsdp_unit(module: nn.Module) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(module, FSDPModule)
+
+
+def _warn_of_uncounted(labels: Tensor, shift_labels: Tensor) -> None:
+    """Say, once and on CPU only, that ``num_items_in_batch`` counts labels that the loss leaves out."""
+    if not holds_on_cpu((labels[:, 1:] == IGNORED) | (shift_labels[:, :-1] != IGNORED)) and labels.device.type == "cpu":
+        _log_uncounted()
+
+
+@functools.cache
+def _log_uncounted() -> None:
+    logger.warning(
+        "labels: expected -100 at pads and at first tokens of documents together with num_items_in_batch, which counts "
+        "them while the loss leaves them out, so that it depends on how rows are batched; pad on the right "
+        '(tokenizer.padding_side = "right"), or use recurrent_gemma.training.PackingCollator.'
+    )
 
 
 def _repeat_at_pads(hidden_states: Tensor, attention_mask: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.loss.loss_utils import ForSequenceClassificationLoss, ForTokenClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast, TokenClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -11,7 +13,13 @@ from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
 from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
 from recurrent_gemma.modeling.heads.loss import IGNORED, mean_over
-from recurrent_gemma.modeling.heads.tokens import last_tokens, mask_without_pads, valid_columns
+from recurrent_gemma.modeling.heads.tokens import (
+    batch_size,
+    expect_class_labels,
+    last_tokens,
+    mask_without_pads,
+    valid_columns,
+)
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
 
 # Dropout before the classifier of tokens where the config has no ``classifier_dropout``, as in Transformers' heads.
@@ -56,8 +64,11 @@ class RecurrentGemmaForSequenceClassification(RecurrentGemmaPreTrainedModel):
             ``hidden_states``, ``attentions``.
 
         Raises:
-            TypeError, ValueError: As in ``RecurrentGemmaModel``; a sequence without any token.
+            TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape or dtype than the problem has,
+                or out of range; a sequence without any token.
         """
+        if labels is not None:
+            self._check_labels(labels, batch_size(input_ids, inputs_embeds))
         cache = one_cache(past_key_values, cache)
         mask = mask_without_pads(attention_mask, input_ids, self.config.pad_token_id, cache)
         outputs = self.model(
@@ -73,12 +84,7 @@ class RecurrentGemmaForSequenceClassification(RecurrentGemmaPreTrainedModel):
         hidden_states = outputs.last_hidden_state
         rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
         logits = self.score(hidden_states[rows, last_tokens(hidden_states, mask)])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
-            if num_items_in_batch is not None:
-                # A mean over labels of every kind of problem, as a part of the mean over num_items_in_batch.
-                loss = mean_over(loss * (labels != IGNORED).sum().to(loss.device), labels, num_items_in_batch)
+        loss = None if labels is None else self._loss(logits, labels.to(logits.device), num_items_in_batch)
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
@@ -86,6 +92,41 @@ class RecurrentGemmaForSequenceClassification(RecurrentGemmaPreTrainedModel):
             attentions=outputs.attentions,
             **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
+
+    def _check_labels(self, labels: Tensor, batch: int) -> None:
+        """Raise unless labels fit the problem, whose type the first labels decide, as in Transformers."""
+        whole = labels.dtype in (torch.int64, torch.int32)
+        if self.config.problem_type is None:
+            if self.num_labels == 1:
+                self.config.problem_type = "regression"
+            elif whole:
+                self.config.problem_type = "single_label_classification"
+            else:
+                self.config.problem_type = "multi_label_classification"
+        problem = self.config.problem_type
+        if problem == "single_label_classification":
+            expect_class_labels("labels", labels, (batch,), self.num_labels)
+            return
+        if whole or not labels.is_floating_point():
+            raise TypeError(f"labels: expected floats for problem_type {problem!r}, got {labels.dtype}.")
+        shapes = [(batch, self.num_labels)] + ([(batch,)] if self.num_labels == 1 else [])
+        if tuple(labels.shape) not in shapes:
+            expected = " or ".join(map(str, shapes))
+            raise ValueError(
+                f"labels: expected shape {expected} for problem_type {problem!r}, got {tuple(labels.shape)}."
+            )
+
+    def _loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        if self.loss_function is not ForSequenceClassificationLoss:
+            return self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.config.problem_type == "single_label_classification":
+            total = F.cross_entropy(logits, labels.long(), reduction="sum")
+        elif self.config.problem_type == "regression":
+            total = F.mse_loss(logits, labels.view_as(logits).to(logits.dtype), reduction="sum")
+        else:
+            total = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
+        return mean_over(total, labels, num_items_in_batch)
 
 
 class RecurrentGemmaForTokenClassification(RecurrentGemmaPreTrainedModel):
@@ -126,8 +167,11 @@ class RecurrentGemmaForTokenClassification(RecurrentGemmaPreTrainedModel):
             ``loss`` (scalar), ``logits`` (B, L, num_labels), ``hidden_states``, ``attentions``.
 
         Raises:
-            TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape than (B, L).
+            TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape or dtype, or out of range.
         """
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if labels is not None and tokens is not None:
+            expect_class_labels("labels", labels, tuple(tokens.shape[:2]), self.num_labels)
         cache = one_cache(past_key_values, cache)
         mask = mask_without_pads(attention_mask, input_ids, self.config.pad_token_id, cache)
         outputs = self.model(
@@ -136,7 +180,7 @@ class RecurrentGemmaForTokenClassification(RecurrentGemmaPreTrainedModel):
             position_ids=position_ids,
             past_key_values=cache,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
+            use_cache=False if cache is None else use_cache,  # none is returned
             return_dict=True,
             **kwargs,
         )
@@ -144,14 +188,17 @@ class RecurrentGemmaForTokenClassification(RecurrentGemmaPreTrainedModel):
         logits = self.score(self.dropout(hidden_states))
         loss = None
         if labels is not None:
-            if labels.shape != logits.shape[:2]:
-                raise ValueError(
-                    f"labels: expected shape (B, L) = {tuple(logits.shape[:2])}, got {tuple(labels.shape)}."
-                )
             labels = labels.to(logits.device)
             if mask is not None:
                 labels = labels.masked_fill(~valid_columns(hidden_states, mask), IGNORED)
-            loss = self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
+            loss = self._loss(logits, labels, num_items_in_batch)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def _loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        if self.loss_function is not ForTokenClassification:
+            return self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        total = F.cross_entropy(logits.flatten(0, 1).to(dtype), labels.flatten().long(), reduction="sum")
+        return mean_over(total, labels, num_items_in_batch)

@@ -3,14 +3,18 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.loss.loss_utils import ForQuestionAnsweringLoss
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
 from recurrent_gemma.modeling.compat import one_cache
+from recurrent_gemma.modeling.heads.loss import IGNORED, mean_over
 from recurrent_gemma.modeling.heads.tokens import mask_without_pads, valid_columns
+from recurrent_gemma.modeling.inputs import expect_all
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
 
 
@@ -34,6 +38,7 @@ class RecurrentGemmaForQuestionAnswering(RecurrentGemmaPreTrainedModel):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         use_cache: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         cache: RecurrentGemmaCache | None = None,
         **kwargs: Any,
     ) -> QuestionAnsweringModelOutput:
@@ -41,14 +46,16 @@ class RecurrentGemmaForQuestionAnswering(RecurrentGemmaPreTrainedModel):
 
         Args:
             attention_mask: None: what equals ``config.pad_token_id`` is a pad, if the config has one.
-            start_positions, end_positions: (B,) int64 columns; one outside 0 to L - 1 does not count.
+            start_positions, end_positions: (B,) int64 columns of tokens; one outside 0 to L - 1 does not count.
+            num_items_in_batch: Number of answers that the loss is divided by; their mean when None.
 
         Returns:
             ``loss`` (scalar), ``start_logits`` and ``end_logits`` (B, L), the dtype's least value at pads,
             ``hidden_states``, ``attentions``.
 
         Raises:
-            TypeError, ValueError: As in ``RecurrentGemmaModel``; one of start_positions and end_positions alone.
+            TypeError, ValueError: As in ``RecurrentGemmaModel``; one of start_positions and end_positions alone, or a
+                position of a pad.
         """
         if (start_positions is None) != (end_positions is None):
             alone = "start_positions" if end_positions is None else "end_positions"
@@ -61,19 +68,23 @@ class RecurrentGemmaForQuestionAnswering(RecurrentGemmaPreTrainedModel):
             position_ids=position_ids,
             past_key_values=cache,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
+            use_cache=False if cache is None else use_cache,  # none is returned
             return_dict=True,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
         logits = self.qa_outputs(hidden_states)
-        if mask is not None:
-            pads = ~valid_columns(hidden_states, mask)[..., None]
-            logits = logits.masked_fill(pads, torch.finfo(logits.dtype).min)
+        valid = None if mask is None else valid_columns(hidden_states, mask)
+        if valid is not None:
+            logits = logits.masked_fill(~valid[..., None], torch.finfo(logits.dtype).min)
         start_logits, end_logits = (part.contiguous() for part in logits.unbind(dim=-1))
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+            if self.loss_function is ForQuestionAnsweringLoss:
+                start = _loss("start_positions", start_logits, start_positions, valid, num_items_in_batch)
+                loss = (start + _loss("end_positions", end_logits, end_positions, valid, num_items_in_batch)) / 2
+            else:
+                loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start_logits,
@@ -81,3 +92,19 @@ class RecurrentGemmaForQuestionAnswering(RecurrentGemmaPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def _loss(
+    name: str, logits: Tensor, positions: Tensor, valid: Tensor | None, num_items_in_batch: Tensor | int | None
+) -> Tensor:
+    """Mean cross entropy (), fp32, of scores (B, L) at positions (B,) or (B, 1)."""
+    positions = positions.to(logits.device).flatten()
+    counts = (positions >= 0) & (positions < logits.shape[1])
+    column = positions.masked_fill(~counts, 0)
+    if valid is not None:
+        at_token = valid.gather(1, column[:, None]).squeeze(1)
+        remedy = "mark what has no answer with a position outside the row, such as -1"
+        expect_all(at_token | ~counts, f"{name}: expected columns of tokens, not of pads", positions, remedy)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    column = column.masked_fill(~counts, IGNORED)
+    return mean_over(F.cross_entropy(logits.to(dtype), column, reduction="sum"), column, num_items_in_batch)

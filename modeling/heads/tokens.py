@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
+from recurrent_gemma.modeling.heads.loss import IGNORED
+from recurrent_gemma.modeling.inputs import expect_all
 
 
 def mask_without_pads(
@@ -33,16 +35,37 @@ def last_tokens(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
     """(B,) int64: the column of each row's last token.
 
     Raises:
-        ValueError: A row has none (looked at on CPU only).
+        ValueError: A row has none (asserted asynchronously on an accelerator).
     """
     batch, length, _ = hidden_states.shape
     columns = torch.arange(length, device=hidden_states.device)
     if mask is None:
         return columns[-1:].expand(batch)
     valid = valid_columns(hidden_states, mask)
-    if valid.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(valid.any(dim=1).all()):
-        row = int((~valid.any(dim=1)).nonzero()[0])
-        raise ValueError(
-            f"attention_mask: expected a token in every row, got pads alone in row {row}; leave empty sequences out."
-        )
+    expect_all(
+        valid.any(dim=1),
+        "attention_mask: expected a token in every row",
+        valid.sum(dim=1),
+        "leave empty sequences out",
+    )
     return (valid * columns).argmax(dim=1)
+
+
+def batch_size(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
+    """Rows of the batch; 0 where there is no input, which the model refuses."""
+    tokens = inputs_embeds if input_ids is None else input_ids
+    return 0 if tokens is None else tokens.shape[0]
+
+
+def expect_class_labels(name: str, labels: Tensor, shape: tuple[int, ...], num_labels: int) -> None:
+    """Raise TypeError or ValueError unless ``labels`` are integers of ``shape``, 0 to num_labels - 1 or -100."""
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: expected integers, one of {num_labels} labels each, got {labels.dtype}.")
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(labels.shape)}.")
+    expect_all(
+        ((labels >= 0) & (labels < num_labels)) | (labels == IGNORED),
+        f"{name}: expected 0 to {num_labels - 1} (num_labels - 1), or {IGNORED}",
+        labels,
+        "set num_labels in the config",
+    )

@@ -3,7 +3,11 @@
 import torch
 from torch import Tensor
 
-from recurrent_gemma.modeling.ops.cross_entropy.chunked import linear_cross_entropy_forward
+from recurrent_gemma.modeling.ops.cross_entropy.chunked import (
+    gradient_dtype,
+    linear_cross_entropy_forward,
+    scaled,
+)
 from recurrent_gemma.modeling.ops.cross_entropy.reference import linear_cross_entropy_reference
 from recurrent_gemma.modeling.ops.dispatch import (
     choose_backend,
@@ -85,27 +89,27 @@ def _linear_cross_entropy(
 def _(hidden, weight, labels, soft_cap, ignore_index, wants_hidden, wants_weight):
     loss = hidden.new_empty((), dtype=torch.promote_types(hidden.dtype, torch.float32))
     gradients = (
-        t.new_empty(t.shape if wanted else (0,)) for t, wanted in ((hidden, wants_hidden), (weight, wants_weight))
+        t.new_empty(t.shape if wanted else (0,), dtype=gradient_dtype(t.dtype))
+        for t, wanted in ((hidden, wants_hidden), (weight, wants_weight))
     )
     return loss, *gradients
 
 
 # An op of its own, without a derivative, so that second derivatives raise.
 @torch.library.custom_op("recurrent_gemma::linear_cross_entropy_backward", mutates_args=())
-def _linear_cross_entropy_backward(
-    grad_loss: Tensor, grad_hidden: Tensor, grad_weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    return grad_hidden * grad_loss.to(grad_hidden.dtype), grad_weight * grad_loss.to(grad_weight.dtype)
+def _linear_cross_entropy_backward(grad_loss: Tensor, gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    return scaled(gradient, grad_loss, dtype)
 
 
 @_linear_cross_entropy_backward.register_fake
-def _(grad_loss, grad_hidden, grad_weight):
-    return torch.empty_like(grad_hidden), torch.empty_like(grad_weight)
+def _(grad_loss, gradient, dtype):
+    return torch.empty_like(gradient, dtype=dtype)
 
 
 def _setup_context(ctx, inputs, output):
-    *_, ctx.wants_hidden, ctx.wants_weight = inputs
+    hidden, _, _, _, _, *ctx.wants = inputs
     _, *gradients = output
+    ctx.dtype = hidden.dtype
     ctx.save_for_backward(*gradients)
     ctx.set_materialize_grads(False)
 
@@ -113,8 +117,11 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_loss, *_):
     if grad_loss is None:
         return (None,) * 7
-    grad_hidden, grad_weight = _linear_cross_entropy_backward(grad_loss, *ctx.saved_tensors)
-    return grad_hidden if ctx.wants_hidden else None, grad_weight if ctx.wants_weight else None, *(None,) * 5
+    gradients = (
+        _linear_cross_entropy_backward(grad_loss, gradient, ctx.dtype) if wanted else None
+        for gradient, wanted in zip(ctx.saved_tensors, ctx.wants, strict=True)
+    )
+    return *gradients, *(None,) * 5
 
 
 _linear_cross_entropy.register_autograd(_backward, setup_context=_setup_context)

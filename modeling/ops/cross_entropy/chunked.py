@@ -12,6 +12,8 @@ from torch import Tensor
 _CPU_ELEMENTS = 1 << 21
 _ACCELERATOR_ELEMENTS = 1 << 27
 _LEAST_TOKENS = 128
+# More would overflow float16 in the sums of a chunk's gradient.
+_MOST_TOKENS = 1024
 
 # Words at a time whose gradients in half precision are added up in fp32.
 _WORDS = 1 << 14
@@ -37,12 +39,13 @@ def linear_cross_entropy_forward(
         wants_hidden, wants_weight: Whether each gradient is wanted.
 
     Returns:
-        The sum in the compute dtype, and the gradients (N, D) and (V, D) in hidden's dtype; empty where not wanted.
+        The sum in the compute dtype, and the gradients (N, D) and (V, D) in ``gradient_dtype``; empty where not wanted.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     loss = torch.zeros((), dtype=dtype, device=hidden.device)
-    grad_hidden = torch.zeros_like(hidden) if wants_hidden else hidden.new_empty(0)
-    grad_weight = torch.zeros_like(weight, dtype=dtype) if wants_weight else weight.new_empty(0)
+    kept_dtype = gradient_dtype(hidden.dtype)
+    grad_hidden = hidden.new_zeros(hidden.shape if wants_hidden else 0, dtype=kept_dtype)
+    grad_weight = weight.new_zeros(weight.shape if wants_weight else 0, dtype=dtype)
     # Looking at the labels costs an accelerator more than the tokens that have none.
     counted = (labels != ignore_index).nonzero().squeeze(1) if labels.device.type == "cpu" else None
     size = _chunk_tokens(hidden.device, weight.shape[0])
@@ -59,10 +62,23 @@ def linear_cross_entropy_forward(
                 continue
             grad_logits = grad_logits.to(hidden.dtype)
             if wants_hidden:
-                grad_hidden[where] = grad_logits @ weight
+                grad_hidden[where] = (grad_logits @ weight).to(kept_dtype)
             if wants_weight:
                 _add_product_(grad_weight, grad_logits.T, rows)
-    return loss, grad_hidden, grad_weight.to(weight.dtype)
+    return loss, grad_hidden, grad_weight.to(kept_dtype)
+
+
+def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that gradients of a sum over all tokens are kept in: float16 could not hold them."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``gradient`` (N, D) times ``factor`` () in ``dtype``; the factor is not rounded, which would scale all alike."""
+    result = torch.empty_like(gradient, dtype=dtype)
+    for part, out in zip(gradient.split(_WORDS), result.split(_WORDS), strict=True):
+        out.copy_(part.to(factor.dtype) * factor)
+    return result
 
 
 def _chunk(
@@ -98,4 +114,4 @@ def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def _chunk_tokens(device: torch.device, words: int) -> int:
     elements = _CPU_ELEMENTS if device.type == "cpu" else _ACCELERATOR_ELEMENTS
-    return max(_LEAST_TOKENS, elements // words)
+    return min(_MOST_TOKENS, max(_LEAST_TOKENS, elements // words))

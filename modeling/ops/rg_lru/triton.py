@@ -36,25 +36,27 @@ def rg_lru_triton_forward(
     x, input_gate, recurrence_gate, h0, starts, valid = map(
         _contiguous, (x, input_gate, recurrence_gate, h0, starts, valid)
     )
-    _forward_kernel[(triton.cdiv(width, _CHANNELS), batch)](
-        x,
-        input_gate,
-        recurrence_gate,
-        decay_rate(a_param.float()),
-        h0,
-        starts,
-        valid,
-        states,
-        last,
-        length,
-        width,
-        has_h0=h0 is not None,
-        has_starts=starts is not None,
-        has_valid=valid is not None,
-        steps=_tile_steps(length),
-        channels=_CHANNELS,
-        num_warps=_WARPS,
-    )
+    launch = _forward_kernel[(triton.cdiv(width, _CHANNELS), batch)]
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        launch(
+            x,
+            input_gate,
+            recurrence_gate,
+            decay_rate(a_param.float()),
+            h0,
+            starts,
+            valid,
+            states,
+            last,
+            length,
+            width,
+            has_h0=h0 is not None,
+            has_starts=starts is not None,
+            has_valid=valid is not None,
+            steps=_tile_steps(length),
+            channels=_CHANNELS,
+            num_warps=_WARPS,
+        )
     return states, last
 
 
@@ -80,30 +82,32 @@ def rg_lru_triton_backward(
     x, input_gate, recurrence_gate, h0, starts, valid = map(
         _contiguous, (x, input_gate, recurrence_gate, h0, starts, valid)
     )
-    _backward_kernel[(triton.cdiv(width, _CHANNELS), batch)](
-        _contiguous(grad_states),
-        _contiguous(grad_last.float()),
-        x,
-        input_gate,
-        recurrence_gate,
-        decay_rate(a_param.float()),
-        h0,
-        starts,
-        valid,
-        _contiguous(states),
-        *gradients,
-        grad_rate,
-        grad_h0,
-        length,
-        width,
-        has_h0=h0 is not None,
-        has_starts=starts is not None,
-        has_valid=valid is not None,
-        least_multiplier=0.5 / MAX_SQRT_GRADIENT,
-        steps=_tile_steps(length),
-        channels=_CHANNELS,
-        num_warps=_WARPS,
-    )
+    launch = _backward_kernel[(triton.cdiv(width, _CHANNELS), batch)]
+    with torch.cuda.device_of(x):
+        launch(
+            _contiguous(grad_states),
+            _contiguous(grad_last.float()),
+            x,
+            input_gate,
+            recurrence_gate,
+            decay_rate(a_param.float()),
+            h0,
+            starts,
+            valid,
+            _contiguous(states),
+            *gradients,
+            grad_rate,
+            grad_h0,
+            length,
+            width,
+            has_h0=h0 is not None,
+            has_starts=starts is not None,
+            has_valid=valid is not None,
+            least_multiplier=0.5 / MAX_SQRT_GRADIENT,
+            steps=_tile_steps(length),
+            channels=_CHANNELS,
+            num_warps=_WARPS,
+        )
     grad_a_param = grad_rate.sum(dim=0) * DECAY_SCALE * torch.sigmoid(a_param.float())
     grad_x, grad_input_gate, grad_recurrence_gate = gradients
     return grad_x, grad_input_gate, grad_recurrence_gate, grad_a_param.to(a_param.dtype), grad_h0

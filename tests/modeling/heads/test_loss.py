@@ -6,6 +6,8 @@ from accelerate.utils.operations import convert_outputs_to_fp32
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from recurrent_gemma.modeling import RecurrentGemmaCache
+from recurrent_gemma.modeling.heads import causal_lm
 from recurrent_gemma.modeling.heads.causal_lm import RecurrentGemmaLossOutput
 from tests.modeling.models import CONFIGS, WINDOW, tiny_config, tiny_model
 from tests.tolerances import (
@@ -154,6 +156,62 @@ def test_labels_do_not_cross_from_document_to_document(boundaries, skip_logits):
     )
     assert_close(outputs.loss, total / count, ROWS_EQUAL_SOLO_LOGITS, "loss")
     assert_equal_gradients(packed, {name: part / count for name, part in gradients.items()})
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize("boundaries", ["position_ids", "cu_seq_lens_q", "seq_idx"])
+def test_labels_do_not_cross_where_a_document_begins_or_ends_with_pads(boundaries, side):
+    model, lengths = tiny_model().train(), (4, 9, 1, 6)
+    before, after = (side != "right") * 2, (side != "left") * 3
+    documents = [draw_ids(1, n) for n in lengths]
+    count = sum(lengths) - len(lengths)
+    expected = sum(model(document, labels=document, num_items_in_batch=count).loss for document in documents)
+    spans = [before + n + after for n in lengths]
+    columns = [torch.nn.functional.pad(torch.arange(n), (before, after), value=-1) for n in lengths]
+    row = torch.cat([torch.nn.functional.pad(document, (before, after), value=5) for document in documents], dim=1)
+    options = {
+        "position_ids": torch.cat(columns)[None].clamp(min=0),
+        "cu_seq_lens_q": torch.tensor([0, *spans]).cumsum(0),
+        "seq_idx": torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(spans))[None],
+    }
+    # Labels of pads do not count either.
+    mask = (torch.cat(columns)[None] >= 0).long()
+    loss = model(row, labels=row, attention_mask=mask, **{boundaries: options[boundaries]}).loss
+    assert_close(loss, expected, ROWS_EQUAL_SOLO_LOGITS, f"{boundaries} {side}")
+
+
+def test_labels_that_are_counted_and_left_out_are_warned_of(caplog):
+    model, ids = tiny_model().train(), draw_ids(2, 9)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    causal_lm._log_uncounted.cache_clear()
+    model(ids, labels=labels.masked_fill(torch.arange(9) == 3, -100), attention_mask=mask, num_items_in_batch=12)
+    model(ids, labels=labels, attention_mask=mask)
+    assert not caplog.records
+    for _ in range(2):
+        model(ids, labels=labels, attention_mask=mask, num_items_in_batch=13)
+    assert [record.message[:60] for record in caplog.records] == [
+        "labels: expected -100 at pads and at first tokens of document"[:60]
+    ]
+
+
+def test_labels_of_a_continuation_go_on_with_the_cache():
+    model, ids = tiny_model(), draw_ids(2, TOKENS)
+    positions = torch.cat((torch.arange(12), torch.arange(TOKENS - 12)))[
+        None
+    ]  # another document inside the second part
+    whole = model(ids, labels=ids, position_ids=positions, num_items_in_batch=1).loss
+    cache = RecurrentGemmaCache(model.config)
+    # The label at the cut is that of the first part's last column.
+    shifted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)[:, :8]
+    first = model(
+        ids[:, :8], shift_labels=shifted, position_ids=positions[:, :8], past_key_values=cache, num_items_in_batch=1
+    )
+    rest = model(
+        ids[:, 8:], labels=ids[:, 8:], position_ids=positions[:, 8:], past_key_values=cache, num_items_in_batch=1
+    )
+    assert_close(first.loss + rest.loss, whole, 100 * ROWS_EQUAL_SOLO_LOGITS, "sum of losses of 44 tokens")
 
 
 def test_parts_of_a_batch_add_up_to_it():

@@ -209,14 +209,70 @@ def test_pipelines_run_on_the_heads(tmp_path):
                 assert abs(a["score"] - b["score"]) < ROWS_EQUAL_SOLO_LOGITS
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("task", HEADS)
+def test_without_any_label_the_loss_is_zero_and_always_fp32(task, dtype):
+    model, ids = build(task).to(dtype), torch.randint(3, 97, (2, 5))
+    none, some = {
+        "sequence": ({"labels": torch.full((2,), -100)}, {"labels": torch.tensor([0, 2])}),
+        "token": ({"labels": torch.full((2, 5), -100)}, {"labels": torch.ones(2, 5).long()}),
+        "question": (
+            {"start_positions": torch.tensor([-1, 5]), "end_positions": torch.tensor([9, -3])},
+            {"start_positions": torch.tensor([0, 1]), "end_positions": torch.tensor([[4], [2]])},
+        ),
+    }[task]
+    for options in ({}, {"num_items_in_batch": 0}, {"num_items_in_batch": torch.tensor(3)}):
+        model.zero_grad()
+        loss = model(ids, **none, **options).loss
+        loss.backward()
+        assert loss.item() == 0.0 and loss.dtype == torch.float32
+        assert all(torch.all(p.grad == 0) for p in model.parameters() if p.grad is not None)
+    loss = model(ids, **some).loss
+    assert loss.dtype == torch.float32 and loss > 0
+    # A mean over labels, as a part of one over more of them.
+    count = 10 if task == "token" else 2
+    assert_close(model(ids, **some, num_items_in_batch=2 * count).loss, loss / 2, ROWS_EQUAL_SOLO_LOGITS, "loss")
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "labels", "error", "message"),
+    [
+        ("sequence", {}, torch.zeros(3).long(), ValueError, r"labels: expected shape \(2,\), got \(3,\)"),
+        (
+            "sequence",
+            {},
+            torch.tensor([0, 3]),
+            ValueError,
+            r"labels: expected 0 to 2 \(num_labels - 1\).*got 3 at \(1,\)",
+        ),
+        ("sequence", {"problem_type": "regression"}, torch.zeros(2), ValueError, r"expected shape \(2, 3\) for"),
+        ("sequence", {"problem_type": "regression"}, torch.zeros(2, 3).long(), TypeError, "labels: expected floats"),
+        ("sequence", {"problem_type": "single_label_classification"}, torch.zeros(2), TypeError, "expected integers"),
+        ("token", {}, torch.zeros(2, 4).long(), ValueError, r"labels: expected shape \(2, 5\), got \(2, 4\)"),
+        ("token", {}, torch.full((2, 5), 7), ValueError, r"labels: expected 0 to 2.*got 7 at \(0, 0\)"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named_before_the_model_runs(task, fields, labels, error, message):
+    model = build(task, **fields)
+    cache = RecurrentGemmaCache(model.config)
+    with pytest.raises(error, match=message):
+        model(torch.randint(3, 97, (2, 5)), labels=labels, past_key_values=cache)
+    assert cache.get_seq_length() == 0
+
+
+def test_an_answer_cannot_be_a_pad():
+    ids, mask = pad(draw_rows(), "left")
+    at_pads = torch.zeros(len(LENGTHS)).long()
+    with pytest.raises(ValueError, match=r"start_positions: expected columns of tokens, not of pads, got 0 at \(0,\)"):
+        build("question")(ids, attention_mask=mask, start_positions=at_pads, end_positions=at_pads)
+
+
 def test_wrong_input_is_named():
     ids = torch.randint(3, 97, (2, 5))
     mask = torch.ones_like(ids)
     mask[1] = 0
-    with pytest.raises(ValueError, match="attention_mask: expected a token in every row, got pads alone in row 1"):
+    with pytest.raises(ValueError, match=r"attention_mask: expected a token in every row, got 0 at \(1,\)"):
         build("sequence")(ids, attention_mask=mask)
-    with pytest.raises(ValueError, match=r"labels: expected shape \(B, L\) = \(2, 5\), got \(2, 4\)"):
-        build("token")(ids, labels=ids[:, :4])
     with pytest.raises(ValueError, match="expected both or neither, got start_positions alone"):
         build("question")(ids, start_positions=torch.zeros(2).long())
     with pytest.raises(TypeError, match="forward: expected arguments that RecurrentGemma knows"):
