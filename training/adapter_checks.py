@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 GATE_WEIGHTS = ("rg_lru.input_gate_weight", "rg_lru.recurrent_gate_weight")
 
 _EMBEDDINGS = ("embed_tokens", "lm_head")
+# What PEFT adds to modules_to_save by itself for a task, whether or not the model has it.
+_AUTOMATIC = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 # Ways of starting an adapter that read no weight of a linear layer, which a gate is not.
 _PLAIN_INITIALIZATIONS = (True, False, "gaussian")
 
@@ -100,7 +106,9 @@ def _skeleton(model: Any) -> _Skeleton:
         bare = cls(config)
     modules = {name: module for name, module in bare.named_modules() if name}
     parameters = dict(bare.named_parameters(remove_duplicate=False))
-    return _Skeleton(modules, parameters, config.tie_word_embeddings, config.num_hidden_layers)
+    # Without an output layer the embeddings have one use, whatever the config says.
+    tied = config.tie_word_embeddings and bare.get_output_embeddings() is not None
+    return _Skeleton(modules, parameters, tied, config.num_hidden_layers)
 
 
 def _ends_with(name: str, target: str) -> bool:
@@ -238,7 +246,9 @@ def _check_options_of_parameters(adapter: "LoraConfig") -> None:
 
 def _check_modules_to_save(skeleton: _Skeleton, adapter: "LoraConfig", owners: list[str]) -> None:
     saved = adapter.modules_to_save or []
-    _expect_names("modules_to_save", saved, skeleton.modules, "module")
+    automatic = _AUTOMATIC.get(str(getattr(adapter.task_type, "value", adapter.task_type)), ())
+    own = [name for name in saved if name not in automatic]
+    _expect_names("modules_to_save", own, skeleton.modules, "module")
     for target in saved:
         for name in _matches(skeleton.modules, target):
             inside = [owner for owner in owners if owner == name or owner.startswith(f"{name}.")]

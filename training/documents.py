@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-IGNORED = -100  # what the loss leaves out
+from recurrent_gemma.modeling.heads.loss import IGNORED
+
 # Masks of what is to be learned, under the names that Transformers' chat templates and TRL give them.
-_TARGET_MASKS = ("assistant_masks", "completion_mask")
+TARGET_MASKS = ("assistant_masks", "completion_mask")
 # What only examples of several documents have.
 _BOUNDARIES = ("position_ids", "seq_lengths", "seq_idx", "cu_seq_lens_q")
 
@@ -37,9 +38,9 @@ def read_document(example: Mapping[str, Any], name: str, *, bos_token_id: int | 
     expect_one_document(example, name)
     labels = ids.copy() if example.get("labels") is None else column_of(example, "labels", name, len(ids))
     expect_labels(labels, name)
-    for mask_name in _TARGET_MASKS:
+    for mask_name in TARGET_MASKS:
         if example.get(mask_name) is not None:
-            labels = np.where(_mask(example, mask_name, name, len(ids)), labels, IGNORED)
+            labels = where_mask(labels, example, mask_name, name)
     valid = valid_tokens(example, name, len(ids))
     ids, labels = ids[valid], labels[valid]
     expect_bos_at_starts(ids, np.arange(len(ids)) == 0, bos_token_id, name)
@@ -90,6 +91,11 @@ def column_of(
     if length is not None and len(values) != length:
         raise ValueError(f"{name}.{key}: expected as many values as input_ids ({length}), got {len(values)}.")
     return values.astype(np.int64)  # a copy, so that what the caller gave stays as it is
+
+
+def where_mask(labels: np.ndarray, example: Mapping[str, Any], key: str, name: str) -> np.ndarray:
+    """``labels`` (tokens,) where the mask ``key`` of an example is 1, and -100 elsewhere."""
+    return np.where(_mask(example, key, name, len(labels)), labels, IGNORED)
 
 
 def valid_tokens(example: Mapping[str, Any], name: str, length: int) -> np.ndarray:

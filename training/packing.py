@@ -19,8 +19,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from recurrent_gemma.modeling.heads.loss import IGNORED
 from recurrent_gemma.training.documents import (
-    IGNORED,
+    TARGET_MASKS,
     Document,
     as_dataset,
     column_of,
@@ -30,6 +31,7 @@ from recurrent_gemma.training.documents import (
     read_document,
     token_ids,
     valid_tokens,
+    where_mask,
 )
 
 Overlong = Literal["raise", "split", "truncate"]
@@ -117,6 +119,9 @@ class PackingCollator:
             ``max_length_k`` of a batch of one row, named and typed as in ``DataCollatorWithFlattening``. Pads, if any,
             count as a document there.
         bos_token_id: A token that only begins a document, so that documents joined unnoticed raise.
+        target_mask: ``"assistant_masks"`` or ``"completion_mask"``: every example has this column, and labels only
+            where it is 1. None: documents may have either. The Trainer drops these columns, unless
+            ``remove_unused_columns=False``, and without a name here their absence goes unnoticed.
 
     Raises:
         ValueError: An option is out of range.
@@ -128,10 +133,13 @@ class PackingCollator:
     pad_to_multiple_of: int | None = None
     return_flash_attn_kwargs: bool = False
     bos_token_id: int | None = None
+    target_mask: str | None = None
 
     def __post_init__(self) -> None:
         if self.padding_side not in ("right", "left"):
             raise ValueError(f'padding_side: expected "right" or "left", got {self.padding_side!r}.')
+        if self.target_mask not in (None, *TARGET_MASKS):
+            raise ValueError(f"target_mask: expected None or one of {list(TARGET_MASKS)}, got {self.target_mask!r}.")
         if self.pad_to_multiple_of is not None:
             expect_positive("pad_to_multiple_of", self.pad_to_multiple_of)
 
@@ -144,7 +152,8 @@ class PackingCollator:
 
         Raises:
             TypeError, ValueError: As in ``pack_documents``; positions that neither restart at 0 nor go on by 1; packed
-                rows and documents in one batch; ``return_flash_attn_kwargs`` with several rows.
+                rows and documents in one batch; an example without ``target_mask``; ``return_flash_attn_kwargs`` with
+                several rows.
         """
         packed = [feature.get("position_ids") is not None for feature in features]
         if not features or any(packed) != all(packed):
@@ -153,8 +162,14 @@ class PackingCollator:
         rows = []
         for index, feature in enumerate(features):
             name = f"features[{index}]"
+            if self.target_mask is not None and feature.get(self.target_mask) is None:
+                raise ValueError(
+                    f"{name}: expected {self.target_mask}, the collator's target_mask, got {sorted(feature)}; pass "
+                    "remove_unused_columns=False to TrainingArguments, or the documents to pack_documents first, and "
+                    "leave target_mask out: its rows have labels."
+                )
             if packed[index]:
-                rows.append(_read_row(feature, name, self.bos_token_id))
+                rows.append(_read_row(feature, name, self.bos_token_id, self.target_mask))
             else:
                 rows.append(_join([read_document(feature, name, bos_token_id=self.bos_token_id)]))
         if self.padding_free or (self.padding_free is None and not any(packed)):
@@ -257,12 +272,14 @@ def _join(documents: list[Document]) -> _Row:
     return _Row(ids, labels, np.concatenate([np.arange(len(document.input_ids)) for document in documents]))
 
 
-def _read_row(feature: Mapping[str, Any], name: str, bos_token_id: int | None) -> _Row:
+def _read_row(feature: Mapping[str, Any], name: str, bos_token_id: int | None, target_mask: str | None) -> _Row:
     """A row that is packed already; pads are taken out."""
     ids = token_ids(feature, name)
     positions = column_of(feature, "position_ids", name, len(ids))
     labels = ids.copy() if feature.get("labels") is None else column_of(feature, "labels", name, len(ids))
     expect_labels(labels, name)
+    if target_mask is not None:
+        labels = where_mask(labels, feature, target_mask, name)
     valid = valid_tokens(feature, name, len(ids))
     ids, labels, positions = ids[valid], labels[valid], positions[valid]
     wrong = np.flatnonzero((positions != 0) & (positions != np.concatenate(([0], positions[:-1] + 1))))

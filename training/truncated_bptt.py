@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, default_data_collator
 
 from recurrent_gemma.modeling import RecurrentGemmaCache
+from recurrent_gemma.modeling.heads.loss import IGNORED
 from recurrent_gemma.training.windows import expect_windows
 
 STATE_FILE = "carried_state.safetensors"
 _SHIFTED = "shift_labels"
+# Where a row stands, which is for the Trainer: it reaches the batch with remove_unused_columns=False.
+_PLACES = ("window", "lane")
 
 
 class TruncatedBPTTTrainer(Trainer):
@@ -32,10 +35,13 @@ class TruncatedBPTTTrainer(Trainer):
         ValueError: A setting that shuffles windows, spreads lanes over processes or replaces the loss; data that
             ``cut_into_windows`` has not made, whose order was changed, or of another number of lanes than the batch
             size; a checkpoint without a state.
+        FloatingPointError: The loss of a training window is infinite or NaN, and so is the state after it.
     """
 
-    def __init__(self, model: Any = None, args: Any = None, data_collator: Any = None, **options: Any) -> None:
-        super().__init__(model, args, data_collator or default_data_collator, **options)
+    def __init__(
+        self, model: Any = None, args: Any = None, data_collator: Any = None, *others: Any, **options: Any
+    ) -> None:
+        super().__init__(model, args, data_collator or default_data_collator, *others, **options)
         self._expect_settings()
         self.label_names = [_SHIFTED]
         self._carried: RecurrentGemmaCache | None = None
@@ -68,8 +74,10 @@ class TruncatedBPTTTrainer(Trainer):
             cache = self._carried = self._new_cache() if self._carried is None else self._carried
         else:
             cache = self._new_cache() if self._evaluation is None else self._evaluation.cache
-        inputs = {**inputs, "past_key_values": cache}
+        inputs = {key: value for key, value in inputs.items() if key not in _PLACES} | {"past_key_values": cache}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            self._expect_finite(loss, cache.columns, inputs[_SHIFTED].shape[1])
         cache.detach()
         if not model.training and self._evaluation is not None:
             self._evaluation.add(loss.detach(), inputs[_SHIFTED])
@@ -92,13 +100,25 @@ class TruncatedBPTTTrainer(Trainer):
         """Forget the state that is carried in training."""
         self._carried = None
 
+    def _expect_finite(self, loss: Tensor, columns: int, window_length: int) -> None:
+        """Raise before a state that is broken for good is carried on, which the Trainer's log would show as loss 0."""
+        if loss.isfinite():
+            return
+        self.begin_anew()
+        raise FloatingPointError(
+            f"loss: expected a finite number, got {loss.item()} in step {self.state.global_step + 1}, window "
+            f"{columns // window_length - 1} of the epoch (columns {columns - window_length} to {columns - 1}); the "
+            "state that the next windows would go on from is broken with it. Train in bf16 or fp32 instead of fp16, "
+            "lower the learning rate, and resume from a checkpoint before this step."
+        )
+
     def _new_cache(self) -> RecurrentGemmaCache:
         return RecurrentGemmaCache(self.accelerator.unwrap_model(self.model).config)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         # The Trainer counts labels where there are ``labels``, from the second column on. Windows without any count as
         # one, or the loss would be 0 / 0.
-        counted = [{"labels": F.pad(batch[_SHIFTED], (1, 0), value=-100)} for batch in batch_samples]
+        counted = [{"labels": F.pad(batch[_SHIFTED], (1, 0), value=IGNORED)} for batch in batch_samples]
         count = super()._get_num_items_in_batch(counted, device)
         return count.clamp(min=1) if isinstance(count, Tensor) else count
 
@@ -158,7 +178,7 @@ class _Evaluation:
 
     def add(self, loss: Tensor, labels: Tensor) -> None:
         """Note a window's mean loss () and its labels (B, L)."""
-        count = (labels != -100).sum()
+        count = (labels != IGNORED).sum()
         self.sums.append((loss.double() * count, count))
 
     def mean(self) -> float:

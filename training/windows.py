@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recurrent_gemma.training.documents import IGNORED, Document, as_dataset, expect_positive, read_document
+from recurrent_gemma.modeling.heads.loss import IGNORED
+from recurrent_gemma.training.documents import Document, as_dataset, expect_positive, read_document
 
 
 class _Lane(NamedTuple):

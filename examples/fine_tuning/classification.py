@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     options = parser.parse_args(arguments)
     set_seed(options.seed)
 
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="right")
     model = AutoModelForSequenceClassification.from_pretrained(
         options.model,
         dtype=torch.float32,
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             learning_rate=options.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=max(1, options.steps // 10),
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=not torch.accelerator.is_available(),
             logging_steps=max(1, options.steps // 20),
             eval_strategy="steps",
             eval_steps=max(1, options.steps // 4),
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     before = trainer.evaluate()["eval_accuracy"]
     trainer.train()
     after = trainer.evaluate()["eval_accuracy"]
-    trainer.save_model(str(options.output / "model"))
+    recipe.save(trainer, options.output / "model")
     plot = recipe.save_curves(trainer.state.log_history, options.output, title="Austen or the Bible", per="text")
 
     classify = pipeline("text-classification", model=str(options.output / "model"))

@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--eval-rows", type=int, default=64, help="held-out rows to evaluate on")
     options = parser.parse_args(arguments)
 
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    # On the right: what the loss counts does not depend then on which rows are batched.
+    tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="right")
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     documents = recipe.documents()
     training = TrainingArguments(
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine",
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not torch.accelerator.is_available(),
         logging_steps=max(1, options.steps // 20),
         eval_strategy="steps",
         eval_steps=max(1, options.steps // 4),
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     if trainer.is_fsdp_enabled:
         # Checkpoints are shards; the result is one model that loads anywhere.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(options.output / "model"))
+    recipe.save(trainer, options.output / "model")
     if trainer.is_world_process_zero():
         plot = recipe.save_curves(trainer.state.log_history, options.output, title="Fine-tuning in several processes")
         print(f"{training.world_size} processes; losses in {plot}, model in {options.output / 'model'}")

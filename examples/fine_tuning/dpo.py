@@ -18,7 +18,7 @@ import random
 from typing import Any
 
 import torch
-from recipe import documents, parser, save_curves
+from recipe import documents, parser, save, save_curves
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recurrent_gemma.training import lora_config
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer.train()
     after = trainer.evaluate()
     plot = save_curves(log + trainer.state.log_history, given.output, title="DPO", per="pair")
-    trainer.model.save_pretrained(given.output / "adapter")
+    save(trainer, given.output / "adapter")
     measures = {}
     for name in ("loss", "rewards/accuracies", "rewards/margins"):
         measures[name] = before[f"eval_{name}"], after[f"eval_{name}"]

@@ -20,7 +20,7 @@ loss through the state alone.
 
 import plain_text
 import torch
-from recipe import parser, save_curves
+from recipe import parser, save, save_curves
 from transformers import default_data_collator
 
 from recurrent_gemma.training import TruncatedBPTTTrainer, cut_into_windows
@@ -67,13 +67,14 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
         ),
         train_dataset=training,
         eval_dataset=held_out,
+        processing_class=tokenizer,
     )
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
     log = [{"step": 0, "eval_loss": before}, *trainer.state.log_history]
     plot = save_curves(log, options.output, title="Truncated back-propagation through time")
-    plain_text.save(model, tokenizer, options.output)
+    save(trainer, options.output)
     alone = loss_of_windows_alone(model, held_out, options.lanes)
     print(f"held-out loss: {before:.4f} before, {after:.4f} after {options.steps} steps; see {plot}")
     print(f"the same windows without the state of those before: {alone:.4f}")

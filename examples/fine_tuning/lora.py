@@ -17,7 +17,7 @@ import random
 from typing import Any
 
 import torch
-from recipe import documents, parser, save_curves
+from recipe import documents, parser, save, save_curves
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recurrent_gemma.training import lora_config, lora_coverage
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer.train()
     loss_after = trainer.evaluate()["eval_loss"]
     plot = save_curves(log + trainer.state.log_history, given.output, title="LoRA instruction tuning")
-    trainer.model.save_pretrained(given.output / "adapter")
+    save(trainer, given.output / "adapter")
 
     # As a user of the adapter would load it.
     base = AutoModelForCausalLM.from_pretrained(given.model, dtype=dtype)

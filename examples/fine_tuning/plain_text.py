@@ -30,9 +30,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def split_documents(files: list[Path] | None) -> tuple[list[str], list[str]]:
     """Documents to train on, and the end of each, which is held out, both in order."""
     documents = [path.read_text(encoding="utf-8") for path in files] if files else recipe.documents()
-    cuts = [document.rindex(" ", 0, len(document) * (HELD_OUT - 1) // HELD_OUT) for document in documents]
-    pairs = list(zip(documents, cuts, strict=True))
-    return [document[:cut] for document, cut in pairs], [document[cut:].strip() for document, cut in pairs]
+    names = [str(path) for path in files] if files else [f"chapter {index}" for index in range(len(documents))]
+    pairs = [_split(document, name) for document, name in zip(documents, names, strict=True)]
+    return [begin for begin, _ in pairs], [end for _, end in pairs]
+
+
+def _split(document: str, name: str) -> tuple[str, str]:
+    """The beginning of a document and its last fifth, from the last space before that on if there is one."""
+    place = len(document) * (HELD_OUT - 1) // HELD_OUT
+    space = document.rfind(" ", 0, place)
+    cut = space if space > 0 else place
+    begin, end = document[:cut], document[cut:].strip()
+    if not begin.strip() or not end:
+        raise ValueError(
+            f"--text: expected documents to train on and to hold out the end of, got {len(document)} characters in "
+            f"{name}, of which one part would be empty; leave it out, or join it with another file."
+        )
+    return begin, end
 
 
 def load(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -60,15 +74,8 @@ def training_arguments(options: argparse.Namespace, **settings: Any) -> Training
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         **{_CHECKPOINTING: options.gradient_checkpointing},
         **settings,
     )
-
-
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write what ``AutoModelForCausalLM`` and ``AutoTokenizer`` load."""
-    model.config.use_cache = True  # the Trainer turned it off
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

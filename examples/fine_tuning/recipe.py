@@ -32,6 +32,17 @@ def documents() -> list[str]:
     return [document.strip() for document in text.split("<bos>") if document.strip()]
 
 
+def save(trainer: Any, folder: Path) -> None:
+    """Write what a Trainer has made, with its ``processing_class``, as one would have it for generation.
+
+    The Trainer turns the cache off in the model's config, and recipes pad on the right to train.
+    """
+    trainer.model.config.use_cache = True
+    if trainer.processing_class is not None:
+        trainer.processing_class.padding_side = "left"
+    trainer.save_model(str(folder))
+
+
 def save_curves(log: list[dict[str, Any]], folder: Path, *, title: str, per: str = "token") -> Path:
     """Write a Trainer's ``state.log_history`` as ``log.json`` and its losses as ``loss.svg``; returns the plot's path.
 

@@ -1,10 +1,17 @@
 """What PEFT would do silently wrong, or refuse obscurely, is refused by name; what passes the check works."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from recurrent_gemma.modeling import (
+    RecurrentGemmaForQuestionAnswering,
+    RecurrentGemmaForSequenceClassification,
+    RecurrentGemmaForTokenClassification,
+    RecurrentGemmaModel,
+)
 from recurrent_gemma.training import check_adapter, lora_config, lora_coverage
 from tests.modeling.models import tiny_config, tiny_model
 from tests.support import require
@@ -86,6 +93,52 @@ def test_what_passes_does_what_it_says(config: dict[str, Any], options: dict[str
     expected = logits_of(wrapped, ids)
     assert (expected - logits_of(tiny_model(tiny_config(**config)), ids)).abs().max() > 0.1
     assert (logits_of(wrapped.merge_and_unload(), ids) - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+HEADS: list[tuple[type, str, dict[str, Any]]] = [
+    (RecurrentGemmaForSequenceClassification, "score", {"target_modules": ["embed_tokens", "q_proj"]}),
+    (RecurrentGemmaForSequenceClassification, "score", {"modules_to_save": ["embed_tokens", "score"]}),
+    (RecurrentGemmaForTokenClassification, "score", {"target_modules": ["embed_tokens", "q_proj"]}),
+    (RecurrentGemmaForQuestionAnswering, "qa_outputs", {"target_modules": ["embed_tokens", "q_proj"]}),
+]
+
+
+# PEFT goes by the config alone, and says that it saves the embeddings as well.
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize(("cls", "head", "options"), HEADS)
+def test_heads_without_an_output_layer(cls: type, head: str, options: dict[str, Any], tmp_path: Path):
+    def base() -> Any:
+        torch.manual_seed(0)
+        return cls(tiny_config(num_labels=2)).eval()
+
+    def outputs(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            found = model(input_ids=ids)
+        return found.logits if "logits" in found else torch.stack((found.start_logits, found.end_logits))
+
+    model = base()
+    ids = some_ids(model)
+    before = outputs(model)
+    wrapped = adapted(lora_config(model, rank=4, **options), model)
+    # The names that PEFT itself has added by now, of which the model may have some or none.
+    assert head in wrapped.peft_config["default"].modules_to_save
+    check_adapter(wrapped, wrapped.peft_config["default"])
+    expected = outputs(wrapped)
+    assert (expected - before).abs().max() > 0.1
+    wrapped.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(base(), tmp_path).eval()
+    assert torch.equal(outputs(loaded), expected)
+    check_adapter(base(), peft.PeftConfig.from_pretrained(tmp_path))
+    merged = outputs(loaded.merge_and_unload())
+    assert (merged - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_a_bare_model_has_one_use_of_its_embeddings():
+    bare = RecurrentGemmaModel(tiny_config())
+    assert lora_config(bare, target_modules=["embed_tokens"]).target_modules == {"embed_tokens"}
+    with pytest.raises(ValueError, match=r"modules_to_save: .*\['classifier'\], which name none"):
+        lora_config(bare, modules_to_save=["classifier"])
 
 
 @pytest.mark.parametrize("method", ["PrefixTuningConfig", "CartridgeConfig", "AdaptionPromptConfig"])

@@ -107,3 +107,18 @@ def test_adaption_prompts_raise():
     config = peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_layers=1, adapter_len=2)
     with pytest.raises(ValueError, match="Unsupported model type for adaption prompt: 'recurrent_gemma'"):
         peft.get_peft_model(tiny_model(), config)
+
+
+@pytest.mark.parametrize("method", PROMPTS)
+def test_prompts_are_not_for_packed_rows(method: str):
+    # Says docs/adapters_and_preferences.md. Where this fails, PEFT has learned it.
+    wrapped = prompted(method, PROMPTS[method])
+    ids = some_ids(wrapped, rows=1)
+    packed = torch.tensor([[*range(8), *range(12)]])
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match="Position ids are not supported"):
+            actual = wrapped(input_ids=ids, position_ids=packed, use_cache=False).logits
+        one_document = logits_of(wrapped, ids)
+        alone = logits_of(wrapped, ids[:, 8:])
+    assert torch.equal(actual, one_document)
+    assert (actual[:, -12:] - alone[:, -12:]).abs().max() > 0.1

@@ -65,3 +65,47 @@ def test_a_step_and_an_evaluation_are_those_of_separate_documents(how, tmp_path)
         # The step is read off rounded weights: half a unit in the last place of the largest one.
         floor = torch.finfo(torch.float32).eps * before[name].abs().max() / gradient.abs().max()
         assert_close_by_max(step, gradient, ROWS_EQUAL_SOLO_GRADIENTS + floor.item(), name)
+
+
+MASKED = [
+    {"input_ids": [2, 5, 6, 7], "completion_mask": [0, 0, 1, 1]},
+    {"input_ids": [2, 8], "completion_mask": [0, 1]},
+]
+
+
+def first_batch(rows, collator, folder, **options):
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=2,
+        train_sampling_strategy="sequential",
+        report_to="none",
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        **options,
+    )
+    trainer = Trainer(tiny_model(), arguments, train_dataset=rows, data_collator=collator)
+    return next(iter(trainer.get_train_dataloader()))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_mask_reaches_the_collator_or_its_absence_is_told(packed, tmp_path):
+    rows = MASKED
+    if packed:
+        rows = [{"position_ids": list(range(len(row["input_ids"]))), **row} for row in MASKED]
+    collator = PackingCollator(target_mask="completion_mask")
+    # The Trainer drops what forward() does not name, and the prompts would be learned.
+    with pytest.raises(ValueError, match=r"features\[0\]: expected completion_mask.*remove_unused_columns=False"):
+        first_batch(rows, collator, tmp_path)
+    batch = first_batch(rows, collator, tmp_path, remove_unused_columns=False)
+    expected = [[-100, -100, 6, 7], [-100, 8, -100, -100]] if packed else [[-100, -100, 6, 7, -100, 8]]
+    assert batch["labels"].tolist() == expected
+    # Rows of pack_documents have it in their labels.
+    batch = first_batch(pack_documents(MASKED, max_length=6), PackingCollator(), tmp_path)
+    assert batch["labels"].tolist() == [[-100, -100, 6, 7, -100, 8]]
+
+
+def test_masks_have_known_names():
+    with pytest.raises(
+        ValueError, match=r"target_mask: expected None or one of \['assistant_masks', 'completion_mask'"
+    ):
+        PackingCollator(target_mask="mask")

@@ -3,7 +3,13 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainerCallback,
+)
 
 from recurrent_gemma import demo_path
 from recurrent_gemma.modeling import RecurrentGemmaCache, RecurrentGemmaForCausalLM
@@ -16,7 +22,7 @@ from tests.tolerances import (
     assert_close_by_max,
     logits_tolerance,
 )
-from tests.training.trainers import Gradients, collate, losses, row_logits, rows, token_losses, trainer
+from tests.training.trainers import Gradients, arguments, collate, losses, row_logits, rows, token_losses, trainer
 
 
 def assert_same_loss(actual: float, expected: torch.Tensor) -> None:
@@ -139,6 +145,36 @@ def test_micro_batches_of_uneven_labels_make_one_batch(tmp_path):
         rounding = torch.finfo(torch.float32).eps * expected.abs().max().item()
         assert_close(weights(four.model)[name], expected, ROWS_EQUAL_SOLO_GRADIENTS * step + rounding, name)
         assert not torch.equal(expected, start[name])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_rows_padded_on_the_right_have_one_loss_however_they_are_batched(side, tmp_path):
+    # As a text is tokenized: every token has a label, the first one too.
+    data = [{"input_ids": row["input_ids"]} for n in (6, 60, 9, 31) for row in rows(1, seed=n, shortest=n, longest=n)]
+    tokenizer = AutoTokenizer.from_pretrained(demo_path(), padding_side=side)
+    found = []
+    for batch_size in (1, 2, 4):
+        run = Trainer(
+            model=tiny_model(),
+            args=arguments(
+                tmp_path,
+                max_steps=1,
+                per_device_train_batch_size=batch_size,
+                gradient_accumulation_steps=4 // batch_size,
+                train_sampling_strategy="sequential",
+            ),
+            train_dataset=data,
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        )
+        run.train()
+        found.append(losses(run)[0])
+    expected = token_losses(tiny_model(), [{**row, "labels": row["input_ids"]} for row in data]).mean()
+    assert_same_loss(found[0], expected)
+    if side == "right":
+        for loss in found:
+            assert_same_loss(loss, expected)
+    else:  # why docs/trainer.md asks for the right
+        assert found[0] - found[2] > 1e-2
 
 
 def test_label_smoothing_by_hand(tmp_path):

@@ -120,6 +120,33 @@ def test_a_window_without_labels_changes_nothing_and_is_no_nan(tmp_path):
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    class Break(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **options):
+            if state.global_step == 3:
+                model.model.final_norm.weight.data.fill_(float("inf"))
+
+    trainer = trainer_for(tmp_path, windows(31, 5, 50), gradient_accumulation_steps=2, callbacks=[Break()])
+    message = rf"got (nan|inf) in step 4, window 6 of the epoch \(columns {6 * WINDOW} to {7 * WINDOW - 1}\).*bf16"
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.train()
+    assert len(losses_of(trainer)) == 3
+
+
+def test_takes_the_arguments_of_the_trainer_in_its_order_and_columns_that_are_kept(tmp_path):
+    rows = windows(31, 5, 50)
+    plain = trainer_for(tmp_path, rows, num_train_epochs=1)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), **{**SETTINGS, "num_train_epochs": 1, "remove_unused_columns": False}
+    )
+    trainer = TruncatedBPTTTrainer(tiny_model(), arguments, None, rows, rows)
+    for run in (plain, trainer):
+        run.train()
+    assert losses_of(trainer) == losses_of(plain)
+    assert trainer.evaluate()["eval_loss"] == plain.evaluate(rows)["eval_loss"]
+    assert trainer.predict(rows).predictions.shape == (len(rows), WINDOW, 97)
+
+
 class Kill(TrainerCallback):
     """Ends the process's training after a step, as far as a test can."""
 

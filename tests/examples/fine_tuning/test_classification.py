@@ -40,7 +40,7 @@ def test_training_lifts_the_accuracy_over_chance(tmp_path, capsys):
     assert any("eval_accuracy" in entry for entry in json.loads((tmp_path / "log.json").read_text()))
     assert (tmp_path / "loss.svg").exists()
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
-    assert model.config.id2label == {0: "austen", 1: "bible"}
+    assert model.config.id2label == {0: "austen", 1: "bible"} and model.config.use_cache
 
 
 @pytest.mark.parametrize("count", [3, 7])

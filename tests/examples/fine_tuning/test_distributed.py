@@ -30,7 +30,10 @@ def test_two_processes_train_one_model(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     before = AutoModelForCausalLM.from_pretrained(demo_path(), dtype=torch.float32)
     assert not torch.equal(model.model.embed_tokens.weight, before.model.embed_tokens.weight)
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "model")) == model.config.vocab_size
+    # What training needs is not left behind for generation.
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert len(tokenizer) == model.config.vocab_size
+    assert model.config.use_cache and tokenizer.padding_side == "left"
 
 
 def test_gpus_are_sharded_block_by_block():

@@ -45,6 +45,8 @@ def test_a_recipe_lowers_the_held_out_loss_and_writes_what_it_says(
     assert (
         model.config.use_cache and model.generate(ids, max_new_tokens=2, do_sample=False).shape[1] == ids.shape[1] + 2
     )
+    assert json.loads((output / "config.json").read_text())["use_cache"]
+    assert AutoTokenizer.from_pretrained(output).padding_side == "left"
     before = AutoModelForCausalLM.from_pretrained(demo_path(), dtype=torch.float32)
     assert not torch.equal(model.model.embed_tokens.weight, before.model.embed_tokens.weight)
 
@@ -77,3 +79,16 @@ def test_the_end_of_each_document_is_held_out_and_nothing_else() -> None:
         assert document.startswith(begin) and document.endswith(end)
         assert 0 <= len(document) - len(begin) - len(end) <= 2  # a space, or none of the two
         assert 0.79 < len(begin) / len(document) <= 0.8
+
+
+def test_a_text_without_spaces_is_cut_anywhere_and_an_empty_one_is_named(tmp_path: Path) -> None:
+    import plain_text
+
+    path = tmp_path / "text.txt"
+    path.write_text("\u592a\u521d\u6709\u9053\u9053\u8207\u795e\u540c\u5728\u9053", encoding="utf-8")
+    training, held_out = plain_text.split_documents([path])
+    assert (len(training[0]), len(held_out[0])) == (8, 2) and training[0] + held_out[0] == path.read_text("utf-8")
+    for text in ("", "   ", "a"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"--text: .*got {len(text)} characters in .*text\.txt.*leave it out"):
+            plain_text.split_documents([path])
