@@ -3,18 +3,20 @@
     python -m benchmarks prefill [--size 512x6] [--length 8192]
     python -m benchmarks train [--size 512x6] [--length 2048]
     python -m benchmarks decode [--size 256x12] [--tokens 128]
+    python -m benchmarks train-memory [--size 512x6-256k] [--lengths 2048 4096]
     python -m benchmarks memory [--size demo] [--tokens 20000] [--every 1000]
     python -m benchmarks convert [--size 2048x12] [--max-shard-size 300MB] [--dtype bfloat16] [--folder DIR]
     python -m benchmarks prefix-cache [--size demo] [--system 2000] [--tokens 20] [--requests 200]
     python -m benchmarks learning [--jobs 2] [--tasks marker] [--models hawk griffin] [--seeds 0] [--output DIR]
 
-Speed: random weights in fp32 on the CPU, shared by both implementations. First they must give the same logits and
-gradients; then the floor, ours and in-tree run in turn, round by round. The floor is the model's own matrix products at
-the same shapes (decode: reading its weights once). Memory: one sequence grows token by token through the cache.
-Convert: random weights go to every kind of checkpoint and back, bit for bit; time, and resident memory above that of
-the bare process. Prefix cache: answers below a shared system prompt, cold and warm, and hit rates at the sizes of the
-2B model, whose states are not computed. Learning: small models trained at one length and tested at longer ones, which
-makes what docs/evidence.md shows.
+Speed: random weights, shared by both implementations. First they must give the same logits and gradients in fp32; then
+the floor, ours and in-tree run in turn, round by round, in the dtype and on the device asked for. The floor is the
+model's own matrix products at the same shapes (decode: reading its weights once). Train-memory: the most memory that
+one training step takes beyond weights and gradients, each implementation in a process of its own. Memory: one sequence
+grows token by token through the cache. Convert: random weights go to every kind of checkpoint and back, bit for bit;
+time, and resident memory above that of the bare process. Prefix cache: answers below a shared system prompt, cold and
+warm, and hit rates at the sizes of the 2B model, whose states are not computed. Learning: small models trained at one
+length and tested at longer ones, which makes what docs/evidence.md shows.
 
 Only ratios within one run mean something: take them on an otherwise idle machine.
 """
@@ -26,7 +28,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import conversion, memory, prefix_cache, report, speed
+from benchmarks import conversion, memory, prefix_cache, report, speed, train_memory
 from benchmarks.learning import command as learning
 from benchmarks.models import SIZES
 
@@ -74,10 +76,13 @@ def _run(options: argparse.Namespace) -> report.Result:
             max_shard_size=options.max_shard_size,
             folder=options.folder,
         )
+    place = {"device": options.device, "dtype": options.dtype}
+    if options.case == "train-memory":
+        return train_memory.train_memory(options.size, lengths=options.lengths, **place)
     if options.case == "decode":
-        return speed.decode(size, tokens=options.tokens, repeats=options.repeats)
+        return speed.decode(size, tokens=options.tokens, repeats=options.repeats, **place)
     case = {"prefill": speed.prefill, "train": speed.train}[options.case]
-    return case(size, length=options.length, repeats=options.repeats)
+    return case(size, length=options.length, repeats=options.repeats, **place)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
 
     for case in (prefill, train, decode):
         case.add_argument("--repeats", type=_positive, default=7, help="rounds (default %(default)s)")
+
+    peak = _add_case(cases, "train-memory", train_memory.train_memory, "512x6-256k")
+    peak.add_argument(
+        "--lengths", type=_positive, nargs="+", default=[2048, 4096], help="tokens of the row (default %(default)s)"
+    )
+    for case in (prefill, train, decode, peak):
+        case.add_argument("--device", default="cpu", help="such as cuda (default %(default)s)")
+        case.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
 
     sampled = _add_case(cases, "memory", memory.generation_memory, "demo")
     sampled.add_argument("--tokens", type=_positive, default=20_000, help="tokens to decode (default %(default)s)")

@@ -40,8 +40,10 @@ def check_agreement(pair: Pair) -> Agreement:
     Raises:
         ValueError: They differ by more than fp32 rounding explains.
     """
-    short = build_pair(pair.size, window=CHECK_WINDOW, share_with=pair)
-    ids = random_ids(pair.size, PROMPT + DECODED)
+    device = pair.ours.device
+    with device:
+        short = build_pair(pair.size, window=CHECK_WINDOW, share_with=pair)
+    ids = random_ids(pair.size, PROMPT + DECODED, device=device)
     agreement = Agreement(
         # The pair that is timed, and the one whose window the prompt passes.
         prefill=max(_prefill_difference(pair, ids), _prefill_difference(short, ids)),

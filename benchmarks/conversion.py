@@ -5,16 +5,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 from benchmarks.models import Size
+from benchmarks.resident import watch
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.conversion_scripts import convert
 from recurrent_gemma.conversion_scripts.architecture import architecture_of_config
@@ -35,7 +33,6 @@ _STEPS = (
     ("flax", "weights-again.pt", "weights.pt"),
 )
 _WINDOW = {"attention_window_size": 8, "embeddings_scale_by_sqrt_dim": True, "logits_soft_cap": 30.0}
-_INTERVAL = 0.02
 
 
 @dataclass(frozen=True)
@@ -145,22 +142,7 @@ def _expect_equal(path: Path, other: Path) -> None:
 
 def _measure(run: Callable[[], None]) -> dict:
     """Seconds, and resident memory above what there was before, of a call."""
-    process = psutil.Process()
-    before = process.memory_info().rss
-    curve: list[tuple[float, int]] = []
-    ended = threading.Event()
-    begin = time.perf_counter()
-
-    def sample() -> None:
-        while not ended.wait(_INTERVAL):
-            curve.append((round(time.perf_counter() - begin, 3), process.memory_info().rss - before))
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    run()
-    seconds = time.perf_counter() - begin
-    ended.set()
-    sampler.join()
+    seconds, curve = watch(run)
     peak = max((nbytes for _, nbytes in curve), default=0)
     # The highest sample of each fifth of a second.
     thinned: dict[int, tuple[float, int]] = {}

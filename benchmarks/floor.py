@@ -1,12 +1,12 @@
 """What no implementation of the model can go below: its own matrix products, and reading its weights once."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import clock
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 from recurrent_gemma.modeling.layers import RecurrentGemmaAttention, RecurrentGemmaRglru
 
@@ -32,6 +32,7 @@ class MatrixProducts:
 
     def __init__(self, model: RecurrentGemmaForCausalLM, length: int, logits: int) -> None:
         self.flops = 0
+        self._place = {"device": model.device, "dtype": model.dtype}
         self._products: list[Callable[[], Tensor]] = []
         self._inputs: dict[tuple[int, ...], Tensor] = {}
         self._outputs: dict[tuple[int, ...], Tensor] = {}
@@ -71,7 +72,7 @@ class MatrixProducts:
     def _add(self, multiply: Callable[..., Tensor], left: Tensor, right: Tensor) -> Tensor:
         shape = (*left.shape[:-1], right.shape[-1])
         if shape not in self._outputs:
-            self._outputs[shape] = torch.empty(shape)
+            self._outputs[shape] = torch.empty(shape, **self._place)
         output = self._outputs[shape]
         self._products.append(partial(multiply, left, right, out=output))
         self.flops += 2 * output.numel() * left.shape[-1]
@@ -79,7 +80,7 @@ class MatrixProducts:
 
     def _input(self, *shape: int) -> Tensor:
         if shape not in self._inputs:
-            self._inputs[shape] = torch.randn(shape)
+            self._inputs[shape] = torch.randn(shape, **self._place)
         return self._inputs[shape]
 
 
@@ -90,17 +91,18 @@ class WeightRead:
     would be.
 
     Args:
-        model: Only its number of parameters is used; they are taken as fp32.
+        model: Only its number of parameters, their dtype and their device are used.
         attempts: Reads of each kind, of which the fastest counts.
 
     Attributes:
         bytes: Size of the buffer.
     """
 
-    def __init__(self, model: nn.Module, *, attempts: int = 5) -> None:
+    def __init__(self, model: RecurrentGemmaForCausalLM, *, attempts: int = 5) -> None:
         columns = 1024
+        place = {"device": model.device, "dtype": model.dtype}
         rows = -(-sum(parameter.numel() for parameter in model.parameters()) // columns)
-        self._matrix, self._vector = torch.ones(rows, columns), torch.ones(columns)
+        self._matrix, self._vector = torch.ones(rows, columns, **place), torch.ones(columns, **place)
         self._attempts = attempts
         self.bytes = self._matrix.nbytes
 
@@ -116,6 +118,4 @@ class WeightRead:
 
 
 def _seconds(work: Callable[[], None]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
+    return clock(work)()

@@ -56,6 +56,7 @@ SIZES = {
     ),
     "2560x3": Size(2560, 3, num_attention_heads=10, attention_window_size=2048, vocab_size=4096),
     "256x12": Size(256, 12, num_attention_heads=4, attention_window_size=2048, vocab_size=4096),
+    "512x6-256k": Size(512, 6, num_attention_heads=8, attention_window_size=2048, vocab_size=256_000),
     "2048x12": Size(2048, 12, num_attention_heads=8, attention_window_size=2048, vocab_size=65_536),
     "2b": Size(2560, 26, num_attention_heads=10, attention_window_size=2048, vocab_size=256_000),
     "demo": Size(256, 6, num_attention_heads=4, attention_window_size=128, vocab_size=2500),
@@ -70,6 +71,12 @@ class Pair:
     size: Size
     ours: RecurrentGemmaForCausalLM
     in_tree: InTreeForCausalLM
+
+    def to(self, **place: Any) -> "Pair":
+        """The pair with its parameters, still shared, on another ``device`` or in another ``dtype``."""
+        self.ours.to(**place)
+        _use_parameters_of(self.ours, self.in_tree.to(**place))
+        return self
 
 
 def build_ours(size: Size, *, window: int | None = None, seed: int = 0) -> RecurrentGemmaForCausalLM:
@@ -86,6 +93,15 @@ def build_ours(size: Size, *, window: int | None = None, seed: int = 0) -> Recur
         return RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**size.config_fields(window))).eval()
 
 
+def build_in_tree(size: Size, *, window: int | None = None, seed: int = 0) -> InTreeForCausalLM:
+    """Transformers' model that computes what ``build_ours`` does, with that one's weights."""
+    window = size.attention_window_size if window is None else window
+    with torch.random.fork_rng(devices=[]):
+        in_tree = InTreeForCausalLM(InTreeConfig(**size.config_fields(window + 1))).eval()
+    in_tree.load_state_dict(build_ours(size, window=window, seed=seed).state_dict())
+    return in_tree
+
+
 def build_pair(size: Size, *, window: int | None = None, share_with: Pair | None = None) -> Pair:
     """Both implementations on the same parameters, computing the same function.
 
@@ -98,20 +114,17 @@ def build_pair(size: Size, *, window: int | None = None, share_with: Pair | None
         window: W; None means the size's own.
         share_with: A pair of the same size whose parameters these models use too; None makes random ones.
     """
-    window = size.attention_window_size if window is None else window
-    ours = build_ours(size, window=window)
+    ours, in_tree = build_ours(size, window=window), build_in_tree(size, window=window)
     if share_with is not None:
         _use_parameters_of(share_with.ours, ours)
-    with torch.random.fork_rng(devices=[]):
-        in_tree = InTreeForCausalLM(InTreeConfig(**size.config_fields(window + 1))).eval()
     _use_parameters_of(ours, in_tree)
     return Pair(size, ours, in_tree)
 
 
-def random_ids(size: Size, length: int, *, seed: int = 1) -> torch.Tensor:
+def random_ids(size: Size, length: int, *, seed: int = 1, device: torch.device | str = "cpu") -> torch.Tensor:
     """(1, length) int64: ordinary token ids, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(FIRST_ORDINARY_ID, size.vocab_size, (1, length), generator=generator)
+    return torch.randint(FIRST_ORDINARY_ID, size.vocab_size, (1, length), generator=generator).to(device)
 
 
 def _use_parameters_of(source: Model, model: Model) -> None:

@@ -19,8 +19,9 @@ from benchmarks.memory import MemoryResult
 from benchmarks.prefix_cache import PrefixCacheResult
 from benchmarks.speed import SpeedResult
 from benchmarks.timing import Timing
+from benchmarks.train_memory import TrainMemoryResult
 
-Result = SpeedResult | MemoryResult | PrefixCacheResult | ConversionCase
+Result = SpeedResult | TrainMemoryResult | MemoryResult | PrefixCacheResult | ConversionCase
 
 # Each changes what allocating and freeing large temporaries costs.
 _ALLOCATOR_PREFIXES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -65,6 +66,8 @@ def show(console: Console, case: str, size: str, machine: dict[str, Any], result
     )
     if isinstance(result, SpeedResult):
         _show_speed(console, case, size, result)
+    elif isinstance(result, TrainMemoryResult):
+        _show_train_memory(console, case, size, result)
     elif isinstance(result, MemoryResult):
         _show_memory(console, result)
     elif isinstance(result, ConversionCase):
@@ -93,6 +96,25 @@ def _show_speed(console: Console, case: str, size: str, result: SpeedResult) -> 
         f"floor: {result.floor}, at {result.floor_rate}\n"
         f"largest difference of ours and in-tree (its window W + 1) on equal weights: logits {agreement.prefill:.1g}, "
         f"decoding {agreement.decode:.1g}, gradients {agreement.gradients:.1g} of the largest",
+        highlight=False,
+    )
+
+
+def _show_train_memory(console: Console, case: str, size: str, result: TrainMemoryResult) -> None:
+    table = Table(
+        title=f"{case} {size}: one step beyond weights and gradients", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    table.add_column("tokens", justify="right")
+    names = list(dict.fromkeys(step.implementation for step in result.steps))
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for length in dict.fromkeys(step.length for step in result.steps):
+        peaks = {step.implementation: step.peak_bytes for step in result.steps if step.length == length}
+        table.add_row(f"{length:,}", *(decimal(peaks[name]) for name in names))
+    console.print(table)
+    console.print(
+        f"weights {decimal(result.weight_bytes)}, gradients as much; logits of the longest row in fp32 alone: "
+        f"{decimal(result.logits_bytes)}",
         highlight=False,
     )
 

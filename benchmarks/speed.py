@@ -12,7 +12,8 @@ from transformers.generation.streamers import BaseStreamer
 from benchmarks.agreement import Agreement, check_agreement
 from benchmarks.floor import MatrixProducts, WeightRead
 from benchmarks.models import Model, Pair, Size, build_pair, random_ids
-from benchmarks.timing import Timing, clock, interleave
+from benchmarks.timing import Timing, clock, interleave, synchronize
+from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 
 DECODE_PROMPT = 16
 
@@ -36,10 +37,10 @@ class SpeedResult:
     timings: dict[str, Timing]
 
 
-def prefill(size: Size, *, length: int, repeats: int) -> SpeedResult:
+def prefill(size: Size, *, length: int, repeats: int, device: str = "cpu", dtype: str = "float32") -> SpeedResult:
     """Read a prompt of ``length`` tokens: a cache and the logits of its last token."""
-    pair, agreement = _agreeing_pair(size)
-    ids = random_ids(size, length)
+    pair, agreement = _agreeing_pair(size, device, dtype)
+    ids = random_ids(size, length, device=device)
     products = MatrixProducts(pair.ours, length, logits=1)
     timings = interleave(
         {
@@ -58,13 +59,14 @@ def prefill(size: Size, *, length: int, repeats: int) -> SpeedResult:
     )
 
 
-def train(size: Size, *, length: int, repeats: int) -> SpeedResult:
+def train(size: Size, *, length: int, repeats: int, device: str = "cpu", dtype: str = "float32") -> SpeedResult:
     """One training step on one row of ``length`` tokens: forward, loss at every token, backward, AdamW.
 
-    Both implementations train the same parameters with the same optimizer, so their weights are equal at every step.
+    As Trainer asks for it: with the number of labels, and nothing but the loss is read. Both implementations train the
+    same parameters with the same optimizer, so their weights are equal at every step.
     """
-    pair, agreement = _agreeing_pair(size)
-    ids = random_ids(size, length)
+    pair, agreement = _agreeing_pair(size, device, dtype)
+    ids = random_ids(size, length, device=device)
     products = MatrixProducts(pair.ours, length, logits=length)
     optimizer = torch.optim.AdamW(pair.ours.parameters(), lr=1e-5)
     pair.ours.train()
@@ -87,7 +89,7 @@ def train(size: Size, *, length: int, repeats: int) -> SpeedResult:
     )
 
 
-def decode(size: Size, *, tokens: int, repeats: int) -> SpeedResult:
+def decode(size: Size, *, tokens: int, repeats: int, device: str = "cpu", dtype: str = "float32") -> SpeedResult:
     """One token through generate(), greedy: the mean over ``tokens`` tokens, the prompt and the first one not counted.
 
     Raises:
@@ -95,8 +97,8 @@ def decode(size: Size, *, tokens: int, repeats: int) -> SpeedResult:
     """
     if tokens < 1:
         raise ValueError(f"tokens: expected at least 1, got {tokens}.")
-    pair, agreement = _agreeing_pair(size)
-    prompt = random_ids(size, DECODE_PROMPT)
+    pair, agreement = _agreeing_pair(size, device, dtype)
+    prompt = random_ids(size, DECODE_PROMPT, device=device)
     read = WeightRead(pair.ours)
     timings = interleave(
         {
@@ -115,9 +117,12 @@ def decode(size: Size, *, tokens: int, repeats: int) -> SpeedResult:
     )
 
 
-def _agreeing_pair(size: Size) -> tuple[Pair, Agreement]:
-    pair = build_pair(size)
-    return pair, check_agreement(pair)
+def _agreeing_pair(size: Size, device: str, dtype: str) -> tuple[Pair, Agreement]:
+    """Both implementations, whose numbers agree in fp32, in the dtype they are timed in."""
+    with torch.device(device):
+        pair = build_pair(size)
+    agreement = check_agreement(pair)
+    return pair.to(dtype=getattr(torch, dtype)), agreement
 
 
 @torch.inference_mode()
@@ -127,8 +132,14 @@ def _read_prompt(model: Model, ids: Tensor) -> None:
 
 def _training_step(model: Model, ids: Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
-    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    loss_of(model, ids).backward()
     optimizer.step()
+
+
+def loss_of(model: Model, ids: Tensor) -> Tensor:
+    """The mean loss of ids (1, L), asked for as Trainer does in training. In-tree takes no ``num_items_in_batch``."""
+    count = {"num_items_in_batch": ids.shape[1] - 1} if isinstance(model, RecurrentGemmaForCausalLM) else {}
+    return model(input_ids=ids, labels=ids, use_cache=False, **count).loss
 
 
 class _Stopwatch(BaseStreamer):
@@ -138,6 +149,7 @@ class _Stopwatch(BaseStreamer):
         self.stamps: list[float] = []
 
     def put(self, value: Tensor) -> None:
+        synchronize()
         self.stamps.append(time.perf_counter())
 
     def end(self) -> None:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -42,14 +44,25 @@ class Timing:
 
 
 def clock(work: Callable[[], object], *, scale: float = 1.0) -> Callable[[], float]:
-    """A contestant that runs ``work`` and returns ``scale`` times the seconds it took, freeing its result included."""
+    """A contestant that runs ``work`` and returns ``scale`` times the seconds it took, freeing its result included.
+
+    What an accelerator still has to do counts to the work that asked for it.
+    """
 
     def timed() -> float:
+        synchronize()
         begin = time.perf_counter()
         work()
+        synchronize()
         return scale * (time.perf_counter() - begin)
 
     return timed
+
+
+def synchronize() -> None:
+    """Wait until an accelerator, if there is one in use, has done all it was asked for."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def interleave(contestants: Mapping[str, Callable[[], float]], *, repeats: int, warmup: int = 1) -> dict[str, Timing]:

@@ -19,7 +19,7 @@ from recurrent_gemma.conversion_scripts.checkpoints.orbax import array_of, tenso
 from recurrent_gemma.conversion_scripts.parameter_map import BlockType
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 from recurrent_gemma.modeling.inputs import derive_sequence_inputs
-from recurrent_gemma.modeling.layers import LayerContext, rotary_angles
+from recurrent_gemma.modeling.layers import LayerContext, Sealed, rotary_angles
 
 Weights = dict[str, Tensor]
 
@@ -113,7 +113,7 @@ class OurModel:
         angles = rotary_angles(sequence.positions, self._config, x.dtype)
         context = LayerContext(sequence.starts, sequence.valid, sequence.past_length, *angles)
         block = self._blocks[block_type]
-        return functional_call(block, weights, (x, None, context), strict=True).hidden_states
+        return functional_call(block, weights, (x, Sealed(None), Sealed(context)), strict=True)[0]
 
     @torch.no_grad()
     def final_norm(self, norm: Tensor, x: Tensor) -> Tensor:

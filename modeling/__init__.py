@@ -1,7 +1,12 @@
 """The model: layers, cache, inputs and heads. ``modeling.ops`` holds the pure functions on tensors beneath them."""
 
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
-from recurrent_gemma.modeling.heads import RecurrentGemmaForCausalLM
+from recurrent_gemma.modeling.heads import (
+    RecurrentGemmaForCausalLM,
+    RecurrentGemmaForQuestionAnswering,
+    RecurrentGemmaForSequenceClassification,
+    RecurrentGemmaForTokenClassification,
+)
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
 from recurrent_gemma.modeling.prefix_cache import PrefixCache
 
@@ -9,6 +14,9 @@ __all__ = [
     "PrefixCache",
     "RecurrentGemmaCache",
     "RecurrentGemmaForCausalLM",
+    "RecurrentGemmaForQuestionAnswering",
+    "RecurrentGemmaForSequenceClassification",
+    "RecurrentGemmaForTokenClassification",
     "RecurrentGemmaModel",
     "RecurrentGemmaPreTrainedModel",
 ]

@@ -89,6 +89,15 @@ class RecurrentGemmaGeneration:
             cache.activate_past_recording()
         model_kwargs[CACHE_NAME] = cache
 
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        # PEFT's prompt tuning looks for the cache under this name, with every release of Transformers; where it finds
+        # none, it puts its prompt before every new token.
+        if CACHE_NAME in inputs:
+            inputs["past_key_values"] = inputs.pop(CACHE_NAME)
+        return inputs
+
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         # Transformers gives pads position 0 and counts on from the last column: wrong where that is a pad.
         positions = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)  # type: ignore[misc]

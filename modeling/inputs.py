@@ -71,7 +71,7 @@ def derive_sequence_inputs(
         positions = _checked_positions(position_ids, start_position, valid, batch, length, device)
         if derived is not None:
             agree = positions == derived if valid is None else (positions == derived) | ~valid
-            _expect_all(
+            expect_all(
                 agree,
                 "position_ids: expected the positions that cu_seq_lens_q or seq_idx give, from 0 on in every document",
                 positions,
@@ -89,7 +89,7 @@ def derive_sequence_inputs(
 
 def check_token_ids(input_ids: Tensor, vocab_size: int) -> None:
     """Raise ValueError if an id lies outside the vocabulary."""
-    _expect_all(
+    expect_all(
         (input_ids >= 0) & (input_ids < vocab_size),
         f"input_ids: expected ids from 0 to {vocab_size - 1} (vocab_size - 1)",
         input_ids,
@@ -104,7 +104,7 @@ def check_labels(labels: Tensor, shape: tuple[int, ...], vocab_size: int, name: 
         raise TypeError(f"{name}: expected an int64 tensor, got {got}.")
     if tuple(labels.shape) != shape:
         raise ValueError(f"{name}: expected shape (B, L) = {shape}, got {tuple(labels.shape)}.")
-    _expect_all(
+    expect_all(
         ((labels >= 0) & (labels < vocab_size)) | (labels == -100),
         f"{name}: expected ids from 0 to {vocab_size - 1} (vocab_size - 1), or -100",
         labels,
@@ -119,7 +119,7 @@ def check_key_lengths(cu_seq_lens_k: Tensor | None, cu_seq_lens_q: Tensor | None
     expected = "cu_seq_lens_k: expected the same lengths as cu_seq_lens_q"
     if cu_seq_lens_q is None or cu_seq_lens_k.shape != cu_seq_lens_q.shape:
         raise ValueError(f"{expected}, got others; leave cu_seq_lens_k out.")
-    _expect_all(cu_seq_lens_k == cu_seq_lens_q, expected, cu_seq_lens_k, "leave cu_seq_lens_k out")
+    expect_all(cu_seq_lens_k == cu_seq_lens_q, expected, cu_seq_lens_k, "leave cu_seq_lens_k out")
 
 
 def _valid_tokens(
@@ -139,7 +139,7 @@ def _valid_tokens(
             f"the {past_columns} columns in the cache and the {length} new ones, and 4-D masks are not supported."
         )
     new = mask[:, past_columns:].to(device)
-    _expect_all(
+    expect_all(
         (new == 0) | (new == 1),
         "attention_mask: expected 0 (pad) or 1 (token)",
         new,
@@ -175,7 +175,7 @@ def _document_boundaries(
         first = torch.ones(batch, 1, dtype=torch.bool, device=device)
         boundaries.append(torch.cat((first, seq_idx[:, 1:] != seq_idx[:, :-1]), dim=1))
     if len(boundaries) == 2:
-        _expect_all(
+        expect_all(
             boundaries[0] == boundaries[1],
             "cu_seq_lens_q, seq_idx: expected the same document starts from both",
             boundaries[0],
@@ -197,7 +197,7 @@ def _boundaries_from_lengths(cu_seq_lens_q: Tensor, batch: int, length: int) -> 
     previous = torch.cat((cu_seq_lens_q.new_full((1,), -1), cu_seq_lens_q[:-1]))
     grows = cu_seq_lens_q > previous
     first, last = cu_seq_lens_q[:1] == 0, cu_seq_lens_q[-1:] == length
-    _expect_all(
+    expect_all(
         torch.cat((grows[:1] & first, grows[1:-1], grows[-1:] & last)),
         f"cu_seq_lens_q: expected growing values from 0 to L = {length}",
         cu_seq_lens_q,
@@ -242,7 +242,7 @@ def _checked_positions(
     follows_rule = (tokens == 0) | (tokens == previous + 1)
     if order is not None and valid is not None:
         follows_rule = follows_rule | ~valid.gather(1, order)
-    _expect_all(
+    expect_all(
         follows_rule,
         "position_ids: expected every valid token at 0, which starts a document, or one after the valid token before "
         "it (the first one at the cache's next position)",
@@ -262,7 +262,7 @@ def next_positions(positions: Tensor, valid: Tensor | None, start_position: Tens
     return torch.where(last > 0, after_last, start_position[:, None])
 
 
-def _expect_all(condition: Tensor, expected: str, actual: Tensor, remedy: str) -> None:
+def expect_all(condition: Tensor, expected: str, actual: Tensor, remedy: str) -> None:
     """Raise ValueError with the first value of ``actual`` where ``condition`` (same shape) does not hold."""
     if torch.compiler.is_compiling() or condition.device.type == "meta":
         return

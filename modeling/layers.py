@@ -4,10 +4,11 @@ Parameter names are those of published checkpoints. Source: arXiv 2402.19427, se
 ``recurrentgemma/jax/{layers,modules}.py``.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -32,6 +33,13 @@ _CPU_MLP_ELEMENTS = 1 << 22
 # Transformers' names of attention implementations, and the backend of the local attention op each one selects.
 ATTENTION_BACKENDS = {"sdpa": "blocked", "eager": "reference"}
 
+# Names of the linear layers of each part of a block. What adapts them all goes by these.
+LINEAR_LAYERS = {
+    "recurrent": ["linear_x", "linear_y", "linear_out"],
+    "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "mlp": ["gate_proj", "up_proj", "down_proj"],
+}
+
 
 class LayerContext(NamedTuple):
     """What one forward pass tells every layer."""
@@ -45,12 +53,36 @@ class LayerContext(NamedTuple):
 
 
 class LayerOutput(NamedTuple):
-    """What a temporal block, and a residual block around it, give back."""
+    """What a temporal block gives back."""
 
     hidden_states: Tensor  # (B, L, D)
     state: LayerState
     weights: Tensor | None = None  # (B, H, L, past + L) attention weights, if asked for
     trail: LayerTrail | None = None  # of the last ``LayerContext.record`` columns
+
+
+T = TypeVar("T")
+
+
+class Sealed(Generic[T]):
+    """A value that passes a residual block's border as it is.
+
+    What is wrapped around a block handles the tensors that it finds in tuples and dataclasses: FSDP2's mixed precision
+    rounds them to bfloat16, states and RoPE's angles included. Not in here; only accelerate's hooks call ``to``.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def to(self, device: Any, non_blocking: bool = False) -> "Sealed[T]":
+        """The value with its tensors on ``device``."""
+
+        def move(leaf: Any) -> Any:
+            return leaf.to(device, non_blocking=non_blocking) if isinstance(leaf, Tensor) else leaf
+
+        return Sealed(tree_map(move, self.value))
 
 
 def rotary_angles(positions: Tensor, config: RecurrentGemmaConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -268,14 +300,19 @@ class RecurrentGemmaDecoderLayer(GradientCheckpointingLayer):
         self.mlp_block = RecurrentGemmaMlp(config)
 
     def forward(
-        self, hidden_states: Tensor, state: LayerState | None, context: LayerContext, return_weights: bool = False
-    ) -> LayerOutput:
-        """Hidden states (B, L, D) and the block's state to both after the block, and what else is asked for."""
+        self,
+        hidden_states: Tensor,
+        state: Sealed[LayerState | None],
+        context: Sealed[LayerContext],
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Sealed[list[Any]]]:
+        """Hidden states (B, L, D) after the block, and what else its temporal block gives back."""
         options = {} if self.is_recurrent else {"return_weights": return_weights}
-        mixed, *rest = self.temporal_block(self.temporal_pre_norm(hidden_states), state, context, **options)
+        normed = self.temporal_pre_norm(hidden_states)
+        mixed, *rest = self.temporal_block(normed, state.value, context.value, **options)
         hidden_states = hidden_states + mixed
         hidden_states = hidden_states + self.mlp_block(self.channel_pre_norm(hidden_states))
-        return LayerOutput(hidden_states, *rest)
+        return hidden_states, Sealed(rest)
 
 
 def attention_backend(config: RecurrentGemmaConfig) -> str:

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
-from recurrent_gemma.modeling.cache import RecurrentGemmaCache, state_signature
+from recurrent_gemma.modeling.cache import LayerState, RecurrentGemmaCache, state_signature
 from recurrent_gemma.modeling.cache.progress import UNKNOWN_ID
 from recurrent_gemma.modeling.cache.trail import ColumnTrail
 from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
@@ -31,6 +31,7 @@ from recurrent_gemma.modeling.layers import (
     RecurrentGemmaRMSNorm,
     RecurrentGemmaScaledEmbedding,
     ScaledInitLinear,
+    Sealed,
     attention_backend,
     rotary_angles,
 )
@@ -165,7 +166,7 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
         Raises:
             TypeError: A cache of another class, an unknown argument, or a wrong dtype.
             ValueError: Ids outside the vocabulary, wrong shapes, positions that follow no rule, a cache of another
-                model or batch size; see ``modeling/inputs.py``.
+                model or batch size (see ``modeling/inputs.py``); a cache in training under reentrant checkpointing.
         """
         _refuse_unknown(kwargs, cu_seq_lens_q)
         inputs_embeds = self._embed(input_ids, inputs_embeds)
@@ -183,17 +184,8 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
                 "output_attentions: expected the default form of the cache, whose columns are in order, got the static "
                 "one; leave out cache_implementation."
             )
-        sequence = derive_sequence_inputs(
-            batch=batch,
-            length=length,
-            device=inputs_embeds.device,
-            past_columns=0 if cache is None else _past_columns(cache, length, attention_mask, cu_seq_lens_q, seq_idx),
-            past_next_position=None if cache is None else cache.next_position,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cu_seq_lens_q=cu_seq_lens_q,
-            seq_idx=seq_idx,
-        )
+        boundaries = {"position_ids": position_ids, "cu_seq_lens_q": cu_seq_lens_q, "seq_idx": seq_idx}
+        sequence = sequence_inputs(inputs_embeds, cache, attention_mask, **boundaries)
         record = 0 if cache is None else cache.columns_to_record(length)
         context = self._context(sequence, torch.promote_types(inputs_embeds.dtype, torch.float32), record)
         keep_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -201,16 +193,22 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
         hidden_states = inputs_embeds
         all_hidden_states, all_attentions, states, trails = [], [], [], []
         for index, layer in enumerate(self.layers):
-            all_hidden_states.append(hidden_states)
+            if keep_hidden_states:
+                all_hidden_states.append(hidden_states)
             state = None if cache is None else cache.layers[index].load()
-            hidden_states, state, weights, trail = layer(hidden_states, state, context, output_attentions)
+            needs_gradient = hidden_states.requires_grad and torch.is_grad_enabled()
+            hidden_states, rest = layer(hidden_states, Sealed(state), context, output_attentions)
+            state, weights, trail = rest.value
+            if cache is not None and layer.gradient_checkpointing and needs_gradient:
+                _expect_gradient(state)
             states.append(state)
             if trail is not None:
                 trails.append(trail)
             if weights is not None:
                 all_attentions.append(weights)
         hidden_states = self.final_norm(hidden_states)
-        all_hidden_states.append(hidden_states)
+        if keep_hidden_states:
+            all_hidden_states.append(hidden_states)
         if cache is not None:
             # Only now, so that an error on the way leaves the cache as it was.
             for cache_layer, state in zip(cache.layers, states, strict=True):
@@ -266,11 +264,41 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
             )
         return past_key_values
 
-    def _context(self, sequence: SequenceInputs, dtype: torch.dtype, record: int) -> LayerContext:
+    def _context(self, sequence: SequenceInputs, dtype: torch.dtype, record: int) -> Sealed[LayerContext]:
         cos, sin = None, None
         if self._has_attention:
             cos, sin = rotary_angles(sequence.positions, self.config, dtype)
-        return LayerContext(sequence.starts, sequence.valid, sequence.past_length, cos, sin, record)
+        return Sealed(LayerContext(sequence.starts, sequence.valid, sequence.past_length, cos, sin, record))
+
+
+def sequence_inputs(
+    tokens: Tensor, cache: RecurrentGemmaCache | None, attention_mask: Tensor | None, **boundaries: Tensor | None
+) -> SequenceInputs:
+    """Positions, document starts and valid tokens of a forward pass that goes on from ``cache``.
+
+    Args:
+        tokens: (B, L) or (B, L, ...), ids or embeddings.
+        cache: The state before this pass.
+        attention_mask: (B, past + L).
+        **boundaries: ``position_ids``, ``cu_seq_lens_q`` and ``seq_idx``.
+
+    Raises:
+        TypeError, ValueError: As in ``modeling/inputs.py``.
+    """
+    batch, length = tokens.shape[:2]
+    past_columns = 0
+    if cache is not None:
+        lengths = boundaries.get("cu_seq_lens_q"), boundaries.get("seq_idx")
+        past_columns = _past_columns(cache, length, attention_mask, *lengths)
+    return derive_sequence_inputs(
+        batch=batch,
+        length=length,
+        device=tokens.device,
+        past_columns=past_columns,
+        past_next_position=None if cache is None else cache.next_position,
+        attention_mask=attention_mask,
+        **boundaries,
+    )
 
 
 def _past_columns(cache: RecurrentGemmaCache, length: int, mask: Tensor | None, *boundaries: Tensor | None) -> int:
@@ -294,6 +322,15 @@ def _column_trail(sequence: SequenceInputs, ids: Tensor | None, cache: Recurrent
         base_position=sequence.past_length,
         base_ids=positions[:, :0] if cache.last_ids is None else cache.last_ids,
     )
+
+
+def _expect_gradient(state: LayerState) -> None:
+    """Reentrant checkpointing knows the gradient of tensors that a block takes and returns itself, not of its state."""
+    if not any(tensor.requires_grad for tensor in state):
+        raise ValueError(
+            "past_key_values: expected no cache under gradient checkpointing with use_reentrant=True, which loses the "
+            "gradient through the state, got one; checkpoint with use_reentrant=False, or pass use_cache=False."
+        )
 
 
 def _refuse_unknown(kwargs: dict[str, Any], cu_seq_lens_q: Tensor | None) -> None:

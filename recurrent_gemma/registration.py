@@ -14,27 +14,44 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
+)
 from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES, TOKENIZER_MAPPING
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling import (
     RecurrentGemmaForCausalLM,
+    RecurrentGemmaForQuestionAnswering,
+    RecurrentGemmaForSequenceClassification,
+    RecurrentGemmaForTokenClassification,
     RecurrentGemmaModel,
     RecurrentGemmaPreTrainedModel,
 )
+from recurrent_gemma.modeling.layers import LINEAR_LAYERS
 from recurrent_gemma.tokenization import RecurrentGemmaTokenizer
 
 _AUTO_MODELS = {
     "AutoModel": (MODEL_MAPPING, RecurrentGemmaModel),
     "AutoModelForCausalLM": (MODEL_FOR_CAUSAL_LM_MAPPING, RecurrentGemmaForCausalLM),
+    "AutoModelForQuestionAnswering": (MODEL_FOR_QUESTION_ANSWERING_MAPPING, RecurrentGemmaForQuestionAnswering),
+    "AutoModelForSequenceClassification": (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        RecurrentGemmaForSequenceClassification,
+    ),
+    "AutoModelForTokenClassification": (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, RecurrentGemmaForTokenClassification),
 }
 _MODULE_NAMES = (
     RecurrentGemmaConfig,
     RecurrentGemmaPreTrainedModel,
-    RecurrentGemmaModel,
-    RecurrentGemmaForCausalLM,
+    *(model_class for _, model_class in _AUTO_MODELS.values()),
 )
+# What PEFT adapts where a LoraConfig names no modules.
+_LORA_TARGETS = [name for names in LINEAR_LAYERS.values() for name in names]
 _ABSENT = object()
 
 
@@ -64,8 +81,10 @@ def register() -> None:
     Names that were imported before (``from transformers import RecurrentGemmaForCausalLM``) keep the class they had.
     A published directory whose ``tokenizer_config.json`` names ``GemmaTokenizer`` keeps Transformers' tokenizer; this
     package's is used where the file names ``RecurrentGemmaTokenizer`` or no class.
+
+    Where PEFT is imported already, a ``LoraConfig`` without ``target_modules`` adapts this family's linear layers.
     """
-    for binding in _bindings():
+    for binding in (*_bindings(), *_peft_bindings()):
         if binding.current is not binding.value:
             _replaced.append((binding, binding.current))
             binding.table[binding.key] = binding.value
@@ -126,6 +145,14 @@ def _bindings() -> Iterator[_Binding]:
     for module in _transformers_modules():
         for cls in _MODULE_NAMES:
             yield _Binding(vars(module), cls.__name__, cls, f"transformers.{cls.__name__}")
+
+
+def _peft_bindings() -> Iterator[_Binding]:
+    # PEFT is an extra: it is not imported for this.
+    constants = sys.modules.get("peft.utils.constants")
+    if constants is not None:
+        table = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        yield _Binding(table, RecurrentGemmaConfig.model_type, _LORA_TARGETS, "peft.LoraConfig")
 
 
 def _transformers_modules() -> list[ModuleType]:

@@ -345,7 +345,7 @@ def linear_out_without_bias(patch: pytest.MonkeyPatch) -> None:
 def mlp_beside_the_temporal_block(patch: pytest.MonkeyPatch) -> None:
     # x + temporal(norm(x)) + mlp(norm(x)) instead of one after the other.
     def forward(self, x, state, context, return_weights=False):
-        mixed, *rest = self.temporal_block(self.temporal_pre_norm(x), state, context)
-        return layers.LayerOutput(x + mixed + self.mlp_block(self.channel_pre_norm(x)), *rest)
+        mixed, *rest = self.temporal_block(self.temporal_pre_norm(x), state.value, context.value)
+        return x + mixed + self.mlp_block(self.channel_pre_norm(x)), layers.Sealed(rest)
 
     patch.setattr(layers.RecurrentGemmaDecoderLayer, "forward", forward)

@@ -108,6 +108,17 @@ def bf16_model_tolerance(layers: int) -> float:
     return 2 * torch.finfo(torch.bfloat16).eps / math.sqrt(12) * math.sqrt(8 * layers + 4)
 
 
+def bf16_loss_tolerance(logits: Tensor, tokens: int, layers: int) -> float:
+    """Bar for the mean loss over ``tokens`` labels under bf16 autocast against fp32.
+
+    A token's loss is the difference of its logit and the logsumexp of all, which moves by no more than a logit does:
+    sqrt(2) of the logits' error, ``bf16_model_tolerance`` of their rms. Tokens' errors average out like a random walk;
+    the factor 3 is for the largest of a few losses.
+    """
+    per_token = math.sqrt(2) * bf16_model_tolerance(layers) * _as_fp64(logits).square().mean().sqrt().item()
+    return 3 * per_token / math.sqrt(tokens)
+
+
 # --- Comparisons ------------------------------------------------------------------------------------------------------
 
 

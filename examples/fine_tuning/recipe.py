@@ -32,13 +32,25 @@ def documents() -> list[str]:
     return [document.strip() for document in text.split("<bos>") if document.strip()]
 
 
-def save_curves(log: list[dict[str, Any]], folder: Path, *, title: str) -> Path:
+def save(trainer: Any, folder: Path) -> None:
+    """Write what a Trainer has made, with its ``processing_class``, as one would have it for generation.
+
+    The Trainer turns the cache off in the model's config, and recipes pad on the right to train.
+    """
+    trainer.model.config.use_cache = True
+    if trainer.processing_class is not None:
+        trainer.processing_class.padding_side = "left"
+    trainer.save_model(str(folder))
+
+
+def save_curves(log: list[dict[str, Any]], folder: Path, *, title: str, per: str = "token") -> Path:
     """Write a Trainer's ``state.log_history`` as ``log.json`` and its losses as ``loss.svg``; returns the plot's path.
 
     Args:
         log: Entries with ``step`` and ``loss`` or ``eval_loss``.
         folder: Made if it does not exist.
         title: Of the plot.
+        per: What the loss is a mean over.
     """
     import matplotlib
 
@@ -52,7 +64,7 @@ def save_curves(log: list[dict[str, Any]], folder: Path, *, title: str) -> Path:
         points = [(entry["step"], entry[key]) for entry in log if key in entry]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker=marker)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="step", ylabel=f"loss (nats per {per})", title=title)
     axes.legend()
     path = folder / "loss.svg"
     figure.savefig(path)

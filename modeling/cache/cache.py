@@ -94,6 +94,11 @@ class RecurrentGemmaCache(Cache):
         """Columns seen, pads included; the same for every layer."""
         return self.columns
 
+    @property
+    def max_cache_len(self) -> int:
+        """-1, no maximum. PEFT's prefix tuning asks before it passes a cache of its own, which ``forward`` refuses."""
+        return -1
+
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Length and offset of the 2-D mask that a forward pass over ``query_length`` new columns expects."""
         return self.columns + query_length, 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.utils.generic import find_labels
 
 from recurrent_gemma.modeling import RecurrentGemmaCache
 from tests.modeling.models import CONFIGS, WINDOW, tiny_config, tiny_model
@@ -194,6 +195,10 @@ def test_labels_that_are_shifted_already_give_the_same_loss_and_replace_the_othe
     assert_close(halved, expected / 2, 1e-6, "loss")
 
 
+def test_the_trainer_finds_labels_and_no_other_input_that_every_batch_must_have():
+    assert find_labels(build("shipped pattern").__class__) == ["labels"]
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")  # new name in 5.2x
 def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant):
@@ -207,6 +212,30 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant):
     model(ids, labels=ids).loss.backward()
     for key, gradient in expected.items():
         assert_close_by_max(model.get_parameter(key).grad, gradient, ROWS_EQUAL_SOLO_GRADIENTS, key)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning")  # before Transformers 5.2x
+def test_gradient_checkpointing_keeps_the_gradient_through_a_cache_or_raises():
+    model, ids = build("shipped pattern").train(), draw_ids(2, 30)
+
+    def loss_of_the_second_part():
+        cache = RecurrentGemmaCache(model.config)
+        model(ids[:, :11], past_key_values=cache)
+        return model(ids[:, 11:], labels=ids[:, 11:], past_key_values=cache).loss
+
+    loss_of_the_second_part().backward()
+    expected = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    loss_of_the_second_part().backward()
+    for key, gradient in expected.items():
+        assert_close_by_max(model.get_parameter(key).grad, gradient, ROWS_EQUAL_SOLO_GRADIENTS, key)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        loss_of_the_second_part()
+    with torch.no_grad():
+        loss_of_the_second_part()
 
 
 def test_interleaved_conversations_on_one_model_are_independent():

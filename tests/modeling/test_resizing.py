@@ -40,3 +40,11 @@ def test_resized_to_a_multiple():
     model = tiny_model()
     model.resize_token_embeddings(pad_to_multiple_of=64)
     assert (model.config.vocab_size, logits(model).shape[-1]) == (128, 128)
+
+
+def test_the_resized_head_still_gives_the_loss_without_logits(monkeypatch):
+    model = tiny_model().train()
+    model.resize_token_embeddings(104)
+    expected = model(IDS, labels=IDS).loss
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", None)  # what takes logits
+    assert_close(model(IDS, labels=IDS, skip_logits=True).loss, expected, SPLIT_EQUALS_WHOLE_LOGITS, "loss")

@@ -15,7 +15,7 @@ import importlib, json, pkgutil, sys
 import recurrent_gemma
 names = ["recurrent_gemma"]
 for module in pkgutil.walk_packages(recurrent_gemma.__path__, "recurrent_gemma."):
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith(("__main__", ".triton")):  # kernels, imported where they run
         importlib.import_module(module.name)
 """
 
@@ -47,6 +47,11 @@ def test_every_module_loads_no_extra_that_transformers_does_not(tmp_path: Path):
     assert set(ours["extras"]) <= set(theirs["extras"])
 
 
+def test_the_front_door_does_not_import_the_trainer(tmp_path: Path):
+    # It takes seconds, and what it imports in turn (datasets, peft) is not needed to run a model.
+    assert "transformers.trainer" not in _loaded("import json, sys\nimport recurrent_gemma\n", tmp_path)["modules"]
+
+
 def test_no_module_imports_an_extra_at_its_top_level():
     # The process above cannot tell who imported an extra that Transformers imports as well; the source can.
     found = []
@@ -60,7 +65,8 @@ def test_no_module_imports_an_extra_at_its_top_level():
 def _modules() -> list[Path]:
     package = ROOT / "recurrent_gemma"
     folders = [path for path in package.iterdir() if path.is_symlink()]
-    return [*package.glob("*.py"), *(module for folder in folders for module in folder.resolve().rglob("*.py"))]
+    modules = [*package.glob("*.py"), *(module for folder in folders for module in folder.resolve().rglob("*.py"))]
+    return [module for module in modules if module.name != "triton.py"]  # kernels, imported where they run
 
 
 def _executed_on_import(body: list[ast.stmt]):

@@ -9,9 +9,10 @@ import recurrent_gemma
 
 PUBLIC_NAMES = {
     "recurrent_gemma": """
-        PRESETS PrefixCache RecurrentGemmaCache RecurrentGemmaConfig RecurrentGemmaForCausalLM RecurrentGemmaModel
-        RecurrentGemmaPreTrainedModel RecurrentGemmaTokenizer __version__ assert_active demo_path is_active register
-        unregister
+        PRESETS PrefixCache RecurrentGemmaCache RecurrentGemmaConfig RecurrentGemmaForCausalLM
+        RecurrentGemmaForQuestionAnswering RecurrentGemmaForSequenceClassification RecurrentGemmaForTokenClassification
+        RecurrentGemmaModel RecurrentGemmaPreTrainedModel RecurrentGemmaTokenizer __version__ assert_active demo_path
+        is_active register unregister
     """,
     "recurrent_gemma.cli": "main",
     "recurrent_gemma.configuration": "PRESETS RecurrentGemmaConfig",
@@ -25,21 +26,31 @@ PUBLIC_NAMES = {
     """,
     "recurrent_gemma.launch": "environment",
     "recurrent_gemma.modeling": """
-        PrefixCache RecurrentGemmaCache RecurrentGemmaForCausalLM RecurrentGemmaModel RecurrentGemmaPreTrainedModel
+        PrefixCache RecurrentGemmaCache RecurrentGemmaForCausalLM RecurrentGemmaForQuestionAnswering
+        RecurrentGemmaForSequenceClassification RecurrentGemmaForTokenClassification RecurrentGemmaModel
+        RecurrentGemmaPreTrainedModel
     """,
     "recurrent_gemma.modeling.cache": """
         AttentionState AttentionTrail LayerState LayerTrail RecurrentGemmaCache RecurrentState RecurrentTrail RingState
         SessionFileError SessionInfo StateSignature read_session_info state_signature
     """,
-    "recurrent_gemma.modeling.ops": "causal_conv1d local_attention rg_lru",
+    "recurrent_gemma.modeling.heads": """
+        RecurrentGemmaForCausalLM RecurrentGemmaForQuestionAnswering RecurrentGemmaForSequenceClassification
+        RecurrentGemmaForTokenClassification
+    """,
+    "recurrent_gemma.modeling.ops": "causal_conv1d linear_cross_entropy local_attention rg_lru",
     "recurrent_gemma.modeling.ops.causal_conv1d": "causal_conv1d conv_history",
+    "recurrent_gemma.modeling.ops.cross_entropy": "linear_cross_entropy",
     "recurrent_gemma.modeling.ops.local_attention": """
         extend_window local_attention local_attention_ring_ ring_to_window window_to_ring
     """,
     "recurrent_gemma.modeling.ops.rg_lru": "rg_lru",
     "recurrent_gemma.modeling.prefix_cache": "PrefixCache PrefixCacheStatistics",
     "recurrent_gemma.tokenization": "CHAT_TEMPLATE RecurrentGemmaTokenizer tokenizer_from_sentencepiece",
-    "recurrent_gemma.training": "",
+    "recurrent_gemma.training": """
+        LoraCoverage PackingCollator ParameterCoverage TruncatedBPTTTrainer check_adapter cut_into_windows lora_config
+        lora_coverage pack_documents
+    """,
 }
 # Packages whose files are imported one by one, and that export nothing themselves.
 WITHOUT_NAMES = {"recurrent_gemma.modeling.ops.linear_scan"}

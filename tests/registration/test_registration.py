@@ -8,18 +8,34 @@ from pathlib import Path
 
 import pytest
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    pipeline,
+)
 from transformers.models.auto import configuration_auto, modeling_auto, tokenization_auto
 from transformers.models.recurrent_gemma import RecurrentGemmaForCausalLM as InTreeForCausalLM
 
 import recurrent_gemma
 
+# Names that Transformers has classes of its own for.
 NAMES = (
     "RecurrentGemmaConfig",
     "RecurrentGemmaForCausalLM",
     "RecurrentGemmaModel",
     "RecurrentGemmaPreTrainedModel",
 )
+TASKS = {
+    AutoModelForCausalLM: recurrent_gemma.RecurrentGemmaForCausalLM,
+    AutoModelForQuestionAnswering: recurrent_gemma.RecurrentGemmaForQuestionAnswering,
+    AutoModelForSequenceClassification: recurrent_gemma.RecurrentGemmaForSequenceClassification,
+    AutoModelForTokenClassification: recurrent_gemma.RecurrentGemmaForTokenClassification,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +71,10 @@ def test_auto_classes_resolve_to_this_package(checkpoint: Path):
     config = AutoConfig.from_pretrained(checkpoint)
     assert type(config) is recurrent_gemma.RecurrentGemmaConfig
     assert type(AutoConfig.for_model("recurrent_gemma")) is recurrent_gemma.RecurrentGemmaConfig
-    for auto_class, model_class in (
-        (AutoModel, recurrent_gemma.RecurrentGemmaModel),
-        (AutoModelForCausalLM, recurrent_gemma.RecurrentGemmaForCausalLM),
-    ):
+    for auto_class, model_class in {AutoModel: recurrent_gemma.RecurrentGemmaModel, **TASKS}.items():
         assert type(auto_class.from_config(config)) is model_class
         assert type(auto_class.from_pretrained(checkpoint)) is model_class
+        assert getattr(transformers, model_class.__name__) is model_class
 
 
 def test_names_in_the_transformers_module_are_this_packages(checkpoint: Path):
@@ -123,7 +137,8 @@ def test_equals_what_the_public_register_methods_do():
     try:
         AutoConfig.register("recurrent_gemma", config, exist_ok=True)
         AutoModel.register(config, recurrent_gemma.RecurrentGemmaModel, exist_ok=True)
-        AutoModelForCausalLM.register(config, recurrent_gemma.RecurrentGemmaForCausalLM, exist_ok=True)
+        for auto_class, model_class in TASKS.items():
+            auto_class.register(config, model_class, exist_ok=True)
         AutoTokenizer.register(config, recurrent_gemma.RecurrentGemmaTokenizer, exist_ok=True)
         assert _registries() == ours
     finally:
@@ -138,6 +153,10 @@ def test_unregistered_gives_transformers_own_classes(checkpoint: Path):
     assert type(AutoConfig.for_model("recurrent_gemma")).__module__.startswith("transformers.models.")
     for name in NAMES:
         assert getattr(transformers, name).__module__.startswith("transformers.models.")
+    # Transformers has no such heads of its own.
+    assert not hasattr(transformers, "RecurrentGemmaForSequenceClassification")
+    with pytest.raises(ValueError, match="Unrecognized configuration class"):
+        AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(checkpoint))
     with pytest.raises(
         RuntimeError, match=r"AutoModelForCausalLM gives Transformers' default.*recurrent-gemma exec --"
     ):

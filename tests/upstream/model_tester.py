@@ -30,6 +30,15 @@ class RecurrentGemmaModelTester:
     def __init__(self, **overrides: Any) -> None:
         self._overrides = overrides
 
+    def labels_of_task(self, model_class: type) -> dict[str, torch.Tensor]:
+        """Labels for the heads of tasks; none for the others."""
+        rows, columns = torch.zeros(self.batch_size).long(), torch.zeros(self.batch_size, self.seq_length).long()
+        return {
+            "RecurrentGemmaForQuestionAnswering": {"start_positions": rows + 3, "end_positions": rows + 4},
+            "RecurrentGemmaForSequenceClassification": {"labels": rows},
+            "RecurrentGemmaForTokenClassification": {"labels": columns},
+        }.get(model_class.__name__, {})
+
     def get_config(self) -> RecurrentGemmaConfig:
         """A new config of the model."""
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")

@@ -7,7 +7,14 @@ from unittest import mock
 import pytest
 
 import recurrent_gemma
-from recurrent_gemma import RecurrentGemmaConfig, RecurrentGemmaForCausalLM, RecurrentGemmaModel
+from recurrent_gemma import (
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    RecurrentGemmaForQuestionAnswering,
+    RecurrentGemmaForSequenceClassification,
+    RecurrentGemmaForTokenClassification,
+    RecurrentGemmaModel,
+)
 from tests.upstream import sources
 from tests.upstream.model_tester import RecurrentGemmaModelTester
 
@@ -45,8 +52,20 @@ SKIPPED_BY_TRANSFORMERS = 16
 class _LanguageModelTests(common.ModelTesterMixin, common.GenerationTesterMixin, training.TrainingTesterMixin):
     """All tests of the mixins; that of generation is empty, see tests/modeling/test_generation_coverage.py."""
 
-    all_model_classes = (RecurrentGemmaModel, RecurrentGemmaForCausalLM)
+    all_model_classes = (
+        RecurrentGemmaModel,
+        RecurrentGemmaForCausalLM,
+        RecurrentGemmaForQuestionAnswering,
+        RecurrentGemmaForSequenceClassification,
+        RecurrentGemmaForTokenClassification,
+    )
     model_tester = RecurrentGemmaModelTester()
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        # Transformers knows by class names what labels a model takes, and has no such classes of its own.
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
+        return {**inputs, **self.model_tester.labels_of_task(model_class)} if return_labels else inputs
+
     # Runs a test that is left out for models of before 2023, going by the first line of their sources.
     test_can_init_all_missing_weights_before_2023 = True
 

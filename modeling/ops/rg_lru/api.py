@@ -1,5 +1,9 @@
 """Real-Gated Linear Recurrent Unit: gates and scan as one op."""
 
+import importlib.util
+import os
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,6 +18,8 @@ from recurrent_gemma.modeling.ops.dispatch import (
 )
 from recurrent_gemma.modeling.ops.rg_lru.chunked import rg_lru_backward, rg_lru_forward
 from recurrent_gemma.modeling.ops.rg_lru.reference import rg_lru_reference
+
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def rg_lru(
@@ -43,7 +49,8 @@ def rg_lru(
         starts: (B, L) bool, true at the first token of a document.
         valid: (B, L) bool, false at pads; all valid when None. A start at a pad is ignored.
         return_states: Also return every state in fp32, which makes a snapshot at any token a slice.
-        impl: ``"chunked"`` (default) or ``"reference"``; forces a backend.
+        impl: ``"triton"`` (default on CUDA devices, where Triton is installed), ``"chunked"`` (default elsewhere, and
+            for fp64) or ``"reference"``; forces a backend.
 
     Returns:
         y (B, L, R) in x's dtype (at a pad: the state passed through), h_last (B, R) in fp32 (fp64 for fp64 inputs),
@@ -51,11 +58,13 @@ def rg_lru(
 
     Raises:
         TypeError: A tensor has the wrong kind of dtype.
-        ValueError: A shape disagrees with x's, a dimension is empty, or ``impl`` does not exist.
+        ValueError: A shape disagrees with x's, a dimension is empty, or ``impl`` does not exist or cannot run here.
         NotImplementedError: Forward-mode or second derivatives are asked for.
     """
-    backend = choose_backend("rg_lru", impl, ("chunked", "reference"), "chunked")
     expect_sequence("x", x)
+    backend = choose_backend("rg_lru", impl, ("triton", "chunked", "reference"), _default_backend(x))
+    if impl == "triton":
+        _expect_triton(x)
     batch, length, width = x.shape
     for name, tensor in (("input_gate", input_gate), ("recurrence_gate", recurrence_gate)):
         expect_floating(name, tensor)
@@ -76,10 +85,43 @@ def rg_lru(
         out_dtype = torch.promote_types(x.dtype, torch.float32) if return_states else x.dtype
         refuse_forward_mode("rg_lru", x, input_gate, recurrence_gate, a_param, h0)
         arguments = (x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype)
-        run = _rg_lru if needs_registered_op(*arguments[:5]) else rg_lru_forward
-        states, h_last = run(*arguments)
+        if needs_registered_op(*arguments[:5]):
+            states, h_last = _rg_lru(*arguments, backend)
+        else:
+            states, h_last = _forward_of(backend)(*arguments)
     y = states.to(x.dtype)
     return (y, h_last, states) if return_states else (y, h_last)
+
+
+def _default_backend(x: Tensor) -> str:
+    return "triton" if x.device.type == "cuda" and _TRITON_INSTALLED and x.dtype != torch.float64 else "chunked"
+
+
+def _expect_triton(x: Tensor) -> None:
+    """Raise unless the Triton kernels can take ``x``: on a CUDA device, or with Triton's interpreter on any."""
+    if not _TRITON_INSTALLED:
+        raise ImportError('impl: "triton" needs Triton: pip install "recurrent-gemma[kernels]"')
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if x.dtype == torch.float64 or not (x.device.type == "cuda" or interpreted):
+        raise ValueError(
+            f"impl: expected another than 'triton' for {x.dtype} on {x.device}; it computes in fp32 on CUDA devices."
+        )
+
+
+def _forward_of(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    if backend == "chunked":
+        return rg_lru_forward
+    from recurrent_gemma.modeling.ops.rg_lru.triton import rg_lru_triton_forward
+
+    return rg_lru_triton_forward
+
+
+def _backward_of(backend: str) -> Callable[..., tuple[Tensor, ...]]:
+    if backend == "chunked":
+        return rg_lru_backward
+    from recurrent_gemma.modeling.ops.rg_lru.triton import rg_lru_triton_backward
+
+    return rg_lru_triton_backward
 
 
 @torch.library.custom_op("recurrent_gemma::rg_lru", mutates_args=())
@@ -92,12 +134,13 @@ def _rg_lru(
     starts: Tensor | None,
     valid: Tensor | None,
     out_dtype: torch.dtype,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return rg_lru_forward(x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype)
+    return _forward_of(backend)(x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype)
 
 
 @_rg_lru.register_fake
-def _(x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype):
+def _(x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype, backend):
     state_dtype = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty(x.shape, dtype=out_dtype), x.new_empty((x.shape[0], x.shape[2]), dtype=state_dtype)
 
@@ -114,19 +157,24 @@ def _rg_lru_backward(
     starts: Tensor | None,
     valid: Tensor | None,
     states: Tensor | None,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return rg_lru_backward(grad_states, grad_last, x, input_gate, recurrence_gate, a_param, h0, starts, valid, states)
+    gradients = _backward_of(backend)(
+        grad_states, grad_last, x, input_gate, recurrence_gate, a_param, h0, starts, valid, states
+    )
+    grad_x, grad_input_gate, grad_recurrence_gate, grad_a_param, grad_h0 = gradients
+    return grad_x, grad_input_gate, grad_recurrence_gate, grad_a_param, grad_h0
 
 
 @_rg_lru_backward.register_fake
-def _(grad_states, grad_last, x, input_gate, recurrence_gate, a_param, h0, starts, valid, states):
+def _(grad_states, grad_last, x, input_gate, recurrence_gate, a_param, h0, starts, valid, states, backend):
     state_dtype = torch.promote_types(x.dtype, torch.float32)
     like = [t.new_empty(t.shape) for t in (x, input_gate, recurrence_gate, a_param)]
     return *like, x.new_empty((x.shape[0], x.shape[2]), dtype=state_dtype)
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, _ = inputs
+    *tensors, _, ctx.backend = inputs
     # The states are kept only where they are the op's output anyway; otherwise the backward computes them again.
     states = output[0] if output[0].dtype == output[1].dtype else None
     ctx.save_for_backward(*tensors, states)
@@ -134,9 +182,9 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_states, grad_last):
     x, *rest, h0, starts, valid, states = ctx.saved_tensors
-    grads = _rg_lru_backward(grad_states, grad_last, x, *rest, h0, starts, valid, states)
+    grads = _rg_lru_backward(grad_states, grad_last, x, *rest, h0, starts, valid, states, ctx.backend)
     grad_h0 = None if h0 is None else grads[4].to(h0.dtype)
-    return *grads[:4], grad_h0, None, None, None
+    return *grads[:4], grad_h0, None, None, None, None
 
 
 _rg_lru.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,71 @@
+"""Which columns of a batch are tokens, and which of them is a row's last: what the heads need of the mask."""
+
+import torch
+from torch import Tensor
+
+from recurrent_gemma.modeling.cache import RecurrentGemmaCache
+from recurrent_gemma.modeling.heads.loss import IGNORED
+from recurrent_gemma.modeling.inputs import expect_all
+
+
+def mask_without_pads(
+    attention_mask: Tensor | None, input_ids: Tensor | None, pad_token_id: int | None, cache: RecurrentGemmaCache | None
+) -> Tensor | None:
+    """``attention_mask``, or one that leaves out the pads that ``input_ids`` (B, L) show; None where all are tokens.
+
+    Args:
+        attention_mask: (B, past + L), as the caller gave it.
+        input_ids: (B, L).
+        pad_token_id: The config's.
+        cache: The state, whose columns a mask covers as well.
+    """
+    if attention_mask is not None or input_ids is None or pad_token_id is None:
+        return attention_mask
+    mask = (input_ids != pad_token_id).long()
+    past = 0 if cache is None else cache.get_seq_length()
+    return torch.cat((mask.new_ones(mask.shape[0], past), mask), dim=1)
+
+
+def valid_columns(hidden_states: Tensor, mask: Tensor) -> Tensor:
+    """(B, L) bool: which of the L columns of hidden states (B, L, D) are tokens by ``mask`` (B, past + L)."""
+    return mask[:, mask.shape[1] - hidden_states.shape[1] :].to(hidden_states.device) != 0
+
+
+def last_tokens(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    """(B,) int64: the column of each row's last token.
+
+    Raises:
+        ValueError: A row has none (asserted asynchronously on an accelerator).
+    """
+    batch, length, _ = hidden_states.shape
+    columns = torch.arange(length, device=hidden_states.device)
+    if mask is None:
+        return columns[-1:].expand(batch)
+    valid = valid_columns(hidden_states, mask)
+    expect_all(
+        valid.any(dim=1),
+        "attention_mask: expected a token in every row",
+        valid.sum(dim=1),
+        "leave empty sequences out",
+    )
+    return (valid * columns).argmax(dim=1)
+
+
+def batch_size(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
+    """Rows of the batch; 0 where there is no input, which the model refuses."""
+    tokens = inputs_embeds if input_ids is None else input_ids
+    return 0 if tokens is None else tokens.shape[0]
+
+
+def expect_class_labels(name: str, labels: Tensor, shape: tuple[int, ...], num_labels: int) -> None:
+    """Raise TypeError or ValueError unless ``labels`` are integers of ``shape``, 0 to num_labels - 1 or -100."""
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: expected integers, one of {num_labels} labels each, got {labels.dtype}.")
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(labels.shape)}.")
+    expect_all(
+        ((labels >= 0) & (labels < num_labels)) | (labels == IGNORED),
+        f"{name}: expected 0 to {num_labels - 1} (num_labels - 1), or {IGNORED}",
+        labels,
+        "set num_labels in the config",
+    )
