@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.models import Size
-from benchmarks.resident import watch
+from benchmarks.resident import in_its_own_process, watch
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.conversion_scripts import convert
 from recurrent_gemma.conversion_scripts.architecture import architecture_of_config
@@ -100,7 +99,9 @@ def conversion(size: Size, name: str, *, dtype: str, max_shard_size: str, folder
             options = {"to": to, "max_shard_size": max_shard_size if to == "hf" else None}
             if to == "hf":
                 options |= {**_WINDOW, "attention_window_size": size.attention_window_size}
-            measured = _in_its_own_process(root / source, root / target, options)
+            measured = in_its_own_process(
+                "benchmarks.conversion", str(root / source), str(root / target), json.dumps(options)
+            )
             bound = (shard if to == "hf" else largest) + 2 * largest
             steps.append(Step(source, target, bound_bytes=bound, **measured))
             if original is not None:
@@ -124,12 +125,6 @@ def _write_source(path: Path, config: RecurrentGemmaConfig, dtype: str, max_shar
     return tensors
 
 
-def _in_its_own_process(source: Path, target: Path, options: dict) -> dict:
-    arguments = [sys.executable, "-m", "benchmarks.conversion", str(source), str(target), json.dumps(options)]
-    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def _expect_equal(path: Path, other: Path) -> None:
     a, b = open_checkpoint(path), open_checkpoint(other)
     if a.tensors != b.tensors:
@@ -142,8 +137,7 @@ def _expect_equal(path: Path, other: Path) -> None:
 
 def _measure(run: Callable[[], None]) -> dict:
     """Seconds, and resident memory above what there was before, of a call."""
-    seconds, curve = watch(run)
-    peak = max((nbytes for _, nbytes in curve), default=0)
+    seconds, peak, curve = watch(run)
     # The highest sample of each fifth of a second.
     thinned: dict[int, tuple[float, int]] = {}
     for moment, nbytes in curve:

@@ -95,11 +95,8 @@ def build_ours(size: Size, *, window: int | None = None, seed: int = 0) -> Recur
 
 def build_in_tree(size: Size, *, window: int | None = None, seed: int = 0) -> InTreeForCausalLM:
     """Transformers' model that computes what ``build_ours`` does, with that one's weights."""
-    window = size.attention_window_size if window is None else window
-    with torch.random.fork_rng(devices=[]):
-        in_tree = InTreeForCausalLM(InTreeConfig(**size.config_fields(window + 1))).eval()
-    in_tree.load_state_dict(build_ours(size, window=window, seed=seed).state_dict())
-    return in_tree
+    ours = build_ours(size, window=window, seed=seed)
+    return _with_parameters_of(ours, size)
 
 
 def build_pair(size: Size, *, window: int | None = None, share_with: Pair | None = None) -> Pair:
@@ -114,17 +111,25 @@ def build_pair(size: Size, *, window: int | None = None, share_with: Pair | None
         window: W; None means the size's own.
         share_with: A pair of the same size whose parameters these models use too; None makes random ones.
     """
-    ours, in_tree = build_ours(size, window=window), build_in_tree(size, window=window)
+    ours = build_ours(size, window=window)
     if share_with is not None:
         _use_parameters_of(share_with.ours, ours)
-    _use_parameters_of(ours, in_tree)
-    return Pair(size, ours, in_tree)
+    return Pair(size, ours, _with_parameters_of(ours, size))
 
 
 def random_ids(size: Size, length: int, *, seed: int = 1, device: torch.device | str = "cpu") -> torch.Tensor:
     """(1, length) int64: ordinary token ids, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(FIRST_ORDINARY_ID, size.vocab_size, (1, length), generator=generator).to(device)
+
+
+def _with_parameters_of(ours: RecurrentGemmaForCausalLM, size: Size) -> InTreeForCausalLM:
+    """Transformers' model that computes what ``ours`` does, on the very same parameters."""
+    with torch.random.fork_rng(devices=[]):
+        fields = size.config_fields(ours.config.attention_window_size + 1)
+        in_tree = InTreeForCausalLM(InTreeConfig(**fields)).eval()
+    _use_parameters_of(ours, in_tree)
+    return in_tree
 
 
 def _use_parameters_of(source: Model, model: Model) -> None:

@@ -1,16 +1,34 @@
-"""Resident memory of this process while something runs."""
+"""Resident memory of a process while something runs, and processes of their own to measure it in."""
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 
 _INTERVAL = 0.02
 
 
-def watch(run: Callable[[], object]) -> tuple[float, list[tuple[float, int]]]:
-    """Seconds that a call takes, and (seconds since its begin, resident bytes above those before) all along."""
+def in_its_own_process(module: str, *arguments: str) -> Any:
+    """What ``python -m module arguments`` prints as JSON in its last line.
+
+    Raises:
+        subprocess.CalledProcessError: It fails.
+    """
+    done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def watch(run: Callable[[], object]) -> tuple[float, int, list[tuple[float, int]]]:
+    """Seconds that a call takes, the most resident bytes above those before it, and all of them.
+
+    Returns:
+        Seconds, the peak, and (seconds since the begin, resident bytes above those before) all along.
+    """
     process = psutil.Process()
     before = process.memory_info().rss
     curve: list[tuple[float, int]] = []
@@ -29,4 +47,4 @@ def watch(run: Callable[[], object]) -> tuple[float, list[tuple[float, int]]]:
         seconds = time.perf_counter() - begin
         ended.set()
         sampler.join()
-    return seconds, curve
+    return seconds, max((nbytes for _, nbytes in curve), default=0), curve

@@ -2,14 +2,13 @@
 
 import gc
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 
 import torch
 
 from benchmarks.models import SIZES, Model, build_in_tree, build_ours, random_ids
-from benchmarks.resident import watch
+from benchmarks.resident import in_its_own_process, watch
 from benchmarks.speed import loss_of
 
 _BUILDERS = {"ours": build_ours, "in-tree": build_in_tree}
@@ -56,7 +55,7 @@ def train_memory(size: str, *, lengths: list[int], device: str = "cpu", dtype: s
     steps = []
     for length in lengths:
         found = [
-            _in_its_own_process(implementation, size, length, device, dtype)
+            _measured(implementation, size, length, device, dtype)
             for implementation in ("ours", "ours, checkpointed", "in-tree")
         ]
         losses = [step.loss for step in found]
@@ -71,10 +70,8 @@ def train_memory(size: str, *, lengths: list[int], device: str = "cpu", dtype: s
     return TrainMemoryResult(weights, 4 * max(lengths) * SIZES[size].vocab_size, tuple(steps))
 
 
-def _in_its_own_process(implementation: str, size: str, length: int, device: str, dtype: str) -> StepMemory:
-    arguments = [sys.executable, "-m", "benchmarks.train_memory", implementation, size, str(length), device, dtype]
-    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
-    loss, peak = json.loads(done.stdout.splitlines()[-1])
+def _measured(implementation: str, size: str, length: int, device: str, dtype: str) -> StepMemory:
+    loss, peak = in_its_own_process("benchmarks.train_memory", implementation, size, str(length), device, dtype)
     return StepMemory(implementation, length, loss, peak)
 
 
@@ -89,8 +86,7 @@ def _child(implementation: str, size: str, length: str, device: str, dtype: str)
     gc.collect()
     losses = []
     if device == "cpu":
-        _, curve = watch(lambda: losses.append(_step(model, ids)))
-        peak = max((nbytes for _, nbytes in curve), default=0)
+        _, peak, _ = watch(lambda: losses.append(_step(model, ids)))
     else:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -18,7 +18,7 @@ def _in_this_process(monkeypatch, capsys):
         loss, peak = json.loads(capsys.readouterr().out.splitlines()[-1])
         return train_memory.StepMemory(implementation, length, loss, peak)
 
-    monkeypatch.setattr(train_memory, "_in_its_own_process", run)
+    monkeypatch.setattr(train_memory, "_measured", run)
 
 
 def test_every_implementation_does_the_same_step():
