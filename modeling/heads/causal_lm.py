@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.generation import GenerationMixin
 from transformers.loss.loss_utils import ForCausalLMLoss
@@ -17,7 +16,8 @@ from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache, state_signature
 from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
 from recurrent_gemma.modeling.generation import RecurrentGemmaGeneration
-from recurrent_gemma.modeling.heads.loss import IGNORED, mean_over, next_token_labels
+from recurrent_gemma.modeling.heads.loss import IGNORED, mean_cross_entropy, mean_over, next_token_labels
+from recurrent_gemma.modeling.heads.tokens import valid_columns
 from recurrent_gemma.modeling.inputs import check_labels
 from recurrent_gemma.modeling.layers import Sealed
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel, sequence_inputs
@@ -252,10 +252,7 @@ class RecurrentGemmaForCausalLM(  # type: ignore[misc]
                 num_items_in_batch=num_items_in_batch,
                 shift_labels=shift_labels.contiguous(),
             )
-        flat_labels = shift_labels.flatten().to(logits.device)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        total = F.cross_entropy(logits.flatten(0, 1).to(dtype), flat_labels, reduction="sum")
-        return mean_over(total, flat_labels, num_items_in_batch)
+        return mean_cross_entropy(logits.flatten(0, 1), shift_labels.flatten().to(logits.device), num_items_in_batch)
 
     def _soft_cap(self, logits: Tensor) -> Tensor:
         """cap * tanh(logits / cap), in fp32."""
@@ -302,9 +299,8 @@ def _log_uncounted() -> None:
 
 def _repeat_at_pads(hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
     """Hidden states (B, L, D) with those of the last valid token in place of each pad's after it."""
-    length = hidden_states.shape[1]
-    valid = attention_mask[:, attention_mask.shape[1] - length :].to(hidden_states.device) != 0
+    valid = valid_columns(hidden_states, attention_mask)
     if holds_on_cpu(valid):
         return hidden_states
-    columns = torch.arange(length, device=valid.device)
+    columns = torch.arange(valid.shape[1], device=valid.device)
     return gather_columns(hidden_states, (valid * columns).cummax(dim=1).values)

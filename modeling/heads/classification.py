@@ -12,12 +12,12 @@ from transformers.utils.generic import can_return_tuple
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
 from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
-from recurrent_gemma.modeling.heads.loss import IGNORED, mean_over
+from recurrent_gemma.modeling.heads.loss import IGNORED, mean_cross_entropy, mean_over
 from recurrent_gemma.modeling.heads.tokens import (
-    batch_size,
     expect_class_labels,
     last_tokens,
-    mask_without_pads,
+    read,
+    rows_and_columns,
     valid_columns,
 )
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
@@ -67,20 +67,12 @@ class RecurrentGemmaForSequenceClassification(RecurrentGemmaPreTrainedModel):
             TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape or dtype than the problem has,
                 or out of range; a sequence without any token.
         """
-        if labels is not None:
-            self._check_labels(labels, batch_size(input_ids, inputs_embeds))
+        shape = rows_and_columns(input_ids, inputs_embeds)
+        if labels is not None and shape is not None:
+            self._check_labels(labels, shape[0])
         cache = one_cache(past_key_values, cache)
-        mask = mask_without_pads(attention_mask, input_ids, self.config.pad_token_id, cache)
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            return_dict=True,
-            **kwargs,
-        )
+        inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache, **kwargs}
+        outputs, mask = read(self.model, input_ids, attention_mask, cache, **inputs)
         hidden_states = outputs.last_hidden_state
         rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
         logits = self.score(hidden_states[rows, last_tokens(hidden_states, mask)])
@@ -119,10 +111,10 @@ class RecurrentGemmaForSequenceClassification(RecurrentGemmaPreTrainedModel):
     def _loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         if self.loss_function is not ForSequenceClassificationLoss:
             return self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.config.problem_type == "single_label_classification":
-            total = F.cross_entropy(logits, labels.long(), reduction="sum")
-        elif self.config.problem_type == "regression":
+            return mean_cross_entropy(logits, labels, num_items_in_batch)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.config.problem_type == "regression":
             total = F.mse_loss(logits, labels.view_as(logits).to(logits.dtype), reduction="sum")
         else:
             total = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
@@ -169,21 +161,14 @@ class RecurrentGemmaForTokenClassification(RecurrentGemmaPreTrainedModel):
         Raises:
             TypeError, ValueError: As in ``RecurrentGemmaModel``; labels of another shape or dtype, or out of range.
         """
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        if labels is not None and tokens is not None:
-            expect_class_labels("labels", labels, tuple(tokens.shape[:2]), self.num_labels)
+        shape = rows_and_columns(input_ids, inputs_embeds)
+        if labels is not None and shape is not None:
+            expect_class_labels("labels", labels, shape, self.num_labels)
         cache = one_cache(past_key_values, cache)
-        mask = mask_without_pads(attention_mask, input_ids, self.config.pad_token_id, cache)
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=False if cache is None else use_cache,  # none is returned
-            return_dict=True,
-            **kwargs,
-        )
+        if cache is None:
+            use_cache = False  # none is returned
+        inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache, **kwargs}
+        outputs, mask = read(self.model, input_ids, attention_mask, cache, **inputs)
         hidden_states = outputs.last_hidden_state
         logits = self.score(self.dropout(hidden_states))
         loss = None
@@ -199,6 +184,4 @@ class RecurrentGemmaForTokenClassification(RecurrentGemmaPreTrainedModel):
     def _loss(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         if self.loss_function is not ForTokenClassification:
             return self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        total = F.cross_entropy(logits.flatten(0, 1).to(dtype), labels.flatten().long(), reduction="sum")
-        return mean_over(total, labels, num_items_in_batch)
+        return mean_cross_entropy(logits.flatten(0, 1), labels.flatten(), num_items_in_batch)

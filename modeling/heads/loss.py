@@ -1,5 +1,6 @@
 """The language model's loss: which label belongs to which token, and the mean over the tokens that have one."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,6 +26,13 @@ def next_token_labels(labels: Tensor, starts: Tensor | None, valid: Tensor | Non
         first = valid & (valid.cumsum(dim=1) == 1)
         labels = labels.masked_fill(first | ~valid, IGNORED)
     return F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """Mean (), fp32, over labels (N,) of the cross entropy of logits (N, C); see ``mean_over``."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    total = F.cross_entropy(logits.to(dtype), labels.long(), ignore_index=IGNORED, reduction="sum")
+    return mean_over(total, labels, num_items_in_batch)
 
 
 def mean_over(total: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.loss.loss_utils import ForQuestionAnsweringLoss
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
@@ -12,8 +11,8 @@ from transformers.utils.generic import can_return_tuple
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
 from recurrent_gemma.modeling.compat import one_cache
-from recurrent_gemma.modeling.heads.loss import IGNORED, mean_over
-from recurrent_gemma.modeling.heads.tokens import mask_without_pads, valid_columns
+from recurrent_gemma.modeling.heads.loss import IGNORED, mean_cross_entropy
+from recurrent_gemma.modeling.heads.tokens import read, valid_columns
 from recurrent_gemma.modeling.inputs import expect_all
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
 
@@ -61,17 +60,10 @@ class RecurrentGemmaForQuestionAnswering(RecurrentGemmaPreTrainedModel):
             alone = "start_positions" if end_positions is None else "end_positions"
             raise ValueError(f"start_positions, end_positions: expected both or neither, got {alone} alone.")
         cache = one_cache(past_key_values, cache)
-        mask = mask_without_pads(attention_mask, input_ids, self.config.pad_token_id, cache)
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=False if cache is None else use_cache,  # none is returned
-            return_dict=True,
-            **kwargs,
-        )
+        if cache is None:
+            use_cache = False  # none is returned
+        inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache, **kwargs}
+        outputs, mask = read(self.model, input_ids, attention_mask, cache, **inputs)
         hidden_states = outputs.last_hidden_state
         logits = self.qa_outputs(hidden_states)
         valid = None if mask is None else valid_columns(hidden_states, mask)
@@ -105,6 +97,4 @@ def _loss(
         at_token = valid.gather(1, column[:, None]).squeeze(1)
         remedy = "mark what has no answer with a position outside the row, such as -1"
         expect_all(at_token | ~counts, f"{name}: expected columns of tokens, not of pads", positions, remedy)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    column = column.masked_fill(~counts, IGNORED)
-    return mean_over(F.cross_entropy(logits.to(dtype), column, reduction="sum"), column, num_items_in_batch)
+    return mean_cross_entropy(logits, column.masked_fill(~counts, IGNORED), num_items_in_batch)

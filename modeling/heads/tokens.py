@@ -1,11 +1,14 @@
 """Which columns of a batch are tokens, and which of them is a row's last: what the heads need of the mask."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
 from recurrent_gemma.modeling.heads.loss import IGNORED
 from recurrent_gemma.modeling.inputs import expect_all
+from recurrent_gemma.modeling.model import RecurrentGemmaModel
 
 
 def mask_without_pads(
@@ -24,6 +27,19 @@ def mask_without_pads(
     mask = (input_ids != pad_token_id).long()
     past = 0 if cache is None else cache.get_seq_length()
     return torch.cat((mask.new_ones(mask.shape[0], past), mask), dim=1)
+
+
+def read(
+    model: RecurrentGemmaModel,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    cache: RecurrentGemmaCache | None,
+    **inputs: Any,
+) -> tuple[Any, Tensor | None]:
+    """What the backbone gives for a batch, and the mask that says which of its columns are tokens (None: all)."""
+    mask = mask_without_pads(attention_mask, input_ids, model.config.pad_token_id, cache)
+    outputs = model(input_ids=input_ids, attention_mask=mask, past_key_values=cache, return_dict=True, **inputs)
+    return outputs, mask
 
 
 def valid_columns(hidden_states: Tensor, mask: Tensor) -> Tensor:
@@ -51,10 +67,10 @@ def last_tokens(hidden_states: Tensor, mask: Tensor | None) -> Tensor:
     return (valid * columns).argmax(dim=1)
 
 
-def batch_size(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
-    """Rows of the batch; 0 where there is no input, which the model refuses."""
+def rows_and_columns(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[int, ...] | None:
+    """(B, L) of the input; None where there is none, which the model refuses."""
     tokens = inputs_embeds if input_ids is None else input_ids
-    return 0 if tokens is None else tokens.shape[0]
+    return None if tokens is None else tuple(tokens.shape[:2])
 
 
 def expect_class_labels(name: str, labels: Tensor, shape: tuple[int, ...], num_labels: int) -> None:
