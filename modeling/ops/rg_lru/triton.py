@@ -50,12 +50,7 @@ def rg_lru_triton_forward(
             last,
             length,
             width,
-            has_h0=h0 is not None,
-            has_starts=starts is not None,
-            has_valid=valid is not None,
-            steps=_tile_steps(length),
-            channels=_CHANNELS,
-            num_warps=_WARPS,
+            **_options(length, h0, starts, valid),
         )
     return states, last
 
@@ -100,13 +95,8 @@ def rg_lru_triton_backward(
             grad_h0,
             length,
             width,
-            has_h0=h0 is not None,
-            has_starts=starts is not None,
-            has_valid=valid is not None,
             least_multiplier=0.5 / MAX_SQRT_GRADIENT,
-            steps=_tile_steps(length),
-            channels=_CHANNELS,
-            num_warps=_WARPS,
+            **_options(length, h0, starts, valid),
         )
     grad_a_param = grad_rate.sum(dim=0) * DECAY_SCALE * torch.sigmoid(a_param.float())
     grad_x, grad_input_gate, grad_recurrence_gate = gradients
@@ -117,8 +107,16 @@ def _contiguous(tensor: Any) -> Any:
     return None if tensor is None else tensor.contiguous()
 
 
-def _tile_steps(length: int) -> int:
-    return min(_STEPS, triton.next_power_of_2(length))
+def _options(length: int, h0: Tensor | None, starts: Tensor | None, valid: Tensor | None) -> dict[str, Any]:
+    """What the kernels are compiled for."""
+    return {
+        "has_h0": h0 is not None,
+        "has_starts": starts is not None,
+        "has_valid": valid is not None,
+        "steps": min(_STEPS, triton.next_power_of_2(length)),
+        "channels": _CHANNELS,
+        "num_warps": _WARPS,
+    }
 
 
 @triton.jit
