@@ -17,6 +17,7 @@ import argparse
 import random
 from typing import Any
 
+import adapters
 import torch
 from recipe import documents, parser, save, save_curves
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -49,13 +50,9 @@ def pairs(texts: list[str], count: int, seed: int) -> list[dict[str, str]]:
 
 def options() -> argparse.ArgumentParser:
     choices = parser(__doc__ or "", steps=40, output="dpo", learning_rate=1e-3)
-    choices.add_argument("--rank", type=int, default=16, help="of the adapter's updates")
     choices.add_argument("--beta", type=float, default=0.1, help="how much departing from the reference costs")
     choices.add_argument("--examples", type=int, default=400, help="pairs to learn from; a tenth more are held out")
-    choices.add_argument("--batch-size", type=int, default=8, help="pairs per device and step")
-    choices.add_argument("--accumulate", type=int, default=1, help="batches per optimizer step")
-    choices.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    choices.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations to save memory")
+    adapters.add_options(choices, batch_size=8, rows="pairs")
     return choices
 
 
@@ -74,24 +71,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer = DPOTrainer(
         model=model,
         args=DPOConfig(
-            output_dir=str(given.output / "checkpoints"),
             beta=given.beta,
-            max_steps=given.steps,
-            learning_rate=given.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=max(1, given.steps // 20),
-            per_device_train_batch_size=given.batch_size,
-            per_device_eval_batch_size=given.batch_size,
-            gradient_accumulation_steps=given.accumulate,
-            gradient_checkpointing=given.gradient_checkpointing,
-            bf16=given.bf16,
-            logging_steps=max(1, given.steps // 20),
-            eval_strategy="steps",
-            eval_steps=-(-given.steps // 4),
-            save_strategy="no",
-            report_to="none",
-            seed=given.seed,
-            use_cpu=not torch.accelerator.is_available(),
+            **adapters.settings(given),
         ),
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out),

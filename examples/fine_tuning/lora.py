@@ -16,6 +16,7 @@ import argparse
 import random
 from typing import Any
 
+import adapters
 import torch
 from recipe import documents, parser, save, save_curves
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,13 +66,9 @@ def answer(model: Any, tokenizer: Any, question: str) -> str:
 
 def options() -> argparse.ArgumentParser:
     choices = parser(__doc__ or "", steps=60, output="lora", learning_rate=2e-3)
-    choices.add_argument("--rank", type=int, default=16, help="of the adapter's updates")
     choices.add_argument("--gates", action="store_true", help="adapt the gates of the RG-LRU as well")
     choices.add_argument("--examples", type=int, default=400, help="chats to learn from; a tenth more are held out")
-    choices.add_argument("--batch-size", type=int, default=2, help="rows of 512 tokens per device and step")
-    choices.add_argument("--accumulate", type=int, default=1, help="batches per optimizer step")
-    choices.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    choices.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations to save memory")
+    adapters.add_options(choices, batch_size=2, rows="rows of 512 tokens")
     return choices
 
 
@@ -94,27 +91,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
-            output_dir=str(given.output / "checkpoints"),
-            max_steps=given.steps,
-            learning_rate=given.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=max(1, given.steps // 20),
-            per_device_train_batch_size=given.batch_size,
-            per_device_eval_batch_size=given.batch_size,
-            gradient_accumulation_steps=given.accumulate,
-            gradient_checkpointing=given.gradient_checkpointing,
-            bf16=given.bf16,
             packing=True,
             eval_packing=False,
             max_length=512,
             assistant_only_loss=True,
-            logging_steps=max(1, given.steps // 20),
-            eval_strategy="steps",
-            eval_steps=-(-given.steps // 4),
-            save_strategy="no",
-            report_to="none",
-            seed=given.seed,
-            use_cpu=not torch.accelerator.is_available(),
+            **adapters.settings(given),
         ),
         train_dataset=Dataset.from_list(train),
         eval_dataset=Dataset.from_list(held_out),
