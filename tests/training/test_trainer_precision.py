@@ -129,5 +129,8 @@ def test_traced_steps_equal_eager_ones(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+)  # torch's own, inside it
 def test_compiled_steps_equal_eager_ones(tmp_path):
     assert_compiled_steps_equal_eager_ones(tmp_path)
