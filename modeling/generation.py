@@ -1,5 +1,6 @@
 """What generate() has to know about this family: which cache to make, which masks to pass on, what cannot be done."""
 
+import copy
 import functools
 import math
 from typing import Any
@@ -88,6 +89,14 @@ class RecurrentGemmaGeneration:
         if generation_config.is_assistant:
             cache.activate_past_recording()
         model_kwargs[CACHE_NAME] = cache
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> bool:
+        # Transformers compiles on accelerators only, and drops a compile_config elsewhere. Who passes one asks for it.
+        if generation_config.compile_config is not None:
+            generation_config = copy.copy(generation_config)
+            generation_config.compile_config = copy.copy(generation_config.compile_config)
+            generation_config.compile_config._compile_all_devices = True
+        return super()._valid_auto_compile_criteria(model_kwargs, generation_config)  # type: ignore[misc]
 
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -23,12 +23,16 @@ from recurrent_gemma.modeling.cache import (
     RingState,
 )
 from recurrent_gemma.modeling.ops.causal_conv1d import causal_conv1d
+from recurrent_gemma.modeling.ops.linear import block_diagonal_linear, linear
 from recurrent_gemma.modeling.ops.local_attention import local_attention, local_attention_ring_
 from recurrent_gemma.modeling.ops.rg_lru import rg_lru
+from recurrent_gemma.modeling.ops.rms_norm import rms_norm
 
-# Elements of hidden activations that the MLP makes at a time in inference on CPU. Larger buffers come from the system
-# anew at every call, page by page, which costs as much as the activation function.
-_CPU_MLP_ELEMENTS = 1 << 22
+# Elements of the widest activation that a block makes at a time in inference on CPU: few enough to stay in the
+# last-level cache from one operation to the next, and to be served from memory that the process has already.
+_CPU_ELEMENTS = 1 << 22
+# Fewer rows than this, and the matrix products read and arrange their weights too often.
+_CPU_ROWS = 1024
 
 # Transformers' names of attention implementations, and the backend of the local attention op each one selects.
 ATTENTION_BACKENDS = {"sdpa": "blocked", "eager": "reference"}
@@ -50,6 +54,11 @@ class LayerContext(NamedTuple):
     cos: Tensor | None  # (B, 1, L, rotary_dim / 2), fp32 or fp64
     sin: Tensor | None
     record: int = 0  # how many of the last columns the cache may take back
+
+    def columns(self, span: slice) -> "LayerContext":
+        """What the recurrence has to know of some of the columns."""
+        starts, valid = (None if marks is None else marks[:, span] for marks in (self.starts, self.valid))
+        return self._replace(starts=starts, valid=valid, cos=None, sin=None)
 
 
 class LayerOutput(NamedTuple):
@@ -98,7 +107,9 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = cos.shape[-1]
     first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat((*(t.to(x.dtype) for t in rotated), rest), dim=-1)
+    if x.dtype != cos.dtype:
+        rotated = (rotated[0].to(x.dtype), rotated[1].to(x.dtype))
+    return torch.cat((*rotated, rest), dim=-1)
 
 
 class RecurrentGemmaScaledEmbedding(nn.Embedding):
@@ -113,12 +124,15 @@ class RecurrentGemmaScaledEmbedding(nn.Embedding):
         return embedded if self.embed_scale == 1.0 else embedded * self.embed_scale
 
 
-class ScaledInitLinear(nn.Linear):
-    """A linear layer whose weights start with variance ``init_scale / in_features`` instead of ``1 / in_features``."""
+class RecurrentGemmaLinear(nn.Linear):
+    """A linear layer whose weights start with variance ``init_scale / in_features``."""
 
-    def __init__(self, in_features: int, out_features: int, init_scale: float) -> None:
-        super().__init__(in_features, out_features)
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, init_scale: float = 1.0) -> None:
+        super().__init__(in_features, out_features, bias=bias)
         self.init_scale = init_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class RecurrentGemmaRMSNorm(nn.Module):
@@ -130,11 +144,7 @@ class RecurrentGemmaRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        # One pass over x where squaring and averaging takes two.
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-        inverse_rms = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
-        return (x * inverse_rms * (1.0 + self.weight.to(dtype))).to(x.dtype)
+        return rms_norm(x, self.weight, eps=self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
@@ -156,20 +166,14 @@ class RecurrentGemmaRglru(nn.Module):
         """x (B, L, R) and the state (B, R) to y (B, L, R), the new state, and every state if any is recorded."""
         return rg_lru(
             x,
-            self._gate(x, self.input_gate_weight, self.input_gate_bias),
-            self._gate(x, self.recurrent_gate_weight, self.recurrent_gate_bias),
+            block_diagonal_linear(x, self.input_gate_weight, self.input_gate_bias),
+            block_diagonal_linear(x, self.recurrent_gate_weight, self.recurrent_gate_bias),
             self.recurrent_param,
             state,
             starts=context.starts,
             valid=context.valid,
             return_states=context.record > 0,
         )
-
-    @staticmethod
-    def _gate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        heads, width, _ = weight.shape
-        blocks = x.reshape(-1, heads, width).transpose(0, 1)
-        return torch.baddbmm(bias[:, None], blocks, weight).transpose(0, 1).reshape(x.shape)
 
 
 class RecurrentGemmaConv1d(nn.Module):
@@ -190,14 +194,27 @@ class RecurrentGemmaRecurrentBlock(nn.Module):
 
     def __init__(self, config: RecurrentGemmaConfig) -> None:
         super().__init__()
-        self.linear_y = nn.Linear(config.hidden_size, config.lru_width)
-        self.linear_x = nn.Linear(config.hidden_size, config.lru_width)
-        self.linear_out = ScaledInitLinear(config.lru_width, config.hidden_size, config.final_w_init_variance_scale)
+        self.linear_y = RecurrentGemmaLinear(config.hidden_size, config.lru_width)
+        self.linear_x = RecurrentGemmaLinear(config.hidden_size, config.lru_width)
+        self.linear_out = RecurrentGemmaLinear(
+            config.lru_width, config.hidden_size, init_scale=config.final_w_init_variance_scale
+        )
         self.conv_1d = RecurrentGemmaConv1d(config.lru_width, config.conv1d_width)
         self.rg_lru = RecurrentGemmaRglru(config)
         self.act_fn = ACT2FN[config.hidden_activation]
 
     def forward(self, x: Tensor, state: RecurrentState | None, context: LayerContext) -> LayerOutput:
+        columns = max(1, _rows_at_a_time(x, self.linear_x.out_features) // x.shape[0])
+        if x.shape[1] <= columns or context.record:
+            return self._mix(x, state, context)
+        output = torch.empty_like(x)
+        for begin in range(0, x.shape[1], columns):
+            span = slice(begin, begin + columns)
+            part = self._mix(x[:, span], state, context.columns(span))
+            output[:, span], state = part.hidden_states, part.state
+        return LayerOutput(output, state)
+
+    def _mix(self, x: Tensor, state: RecurrentState | None, context: LayerContext) -> LayerOutput:
         history, recurrent = (None, None) if state is None else state
         y = self.act_fn(self.linear_y(x))
         inputs = self.linear_x(x)
@@ -219,10 +236,12 @@ class RecurrentGemmaAttention(nn.Module):
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         key_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.o_proj = ScaledInitLinear(config.hidden_size, config.hidden_size, config.final_w_init_variance_scale)
+        self.q_proj = RecurrentGemmaLinear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.k_proj = RecurrentGemmaLinear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.v_proj = RecurrentGemmaLinear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.o_proj = RecurrentGemmaLinear(
+            config.hidden_size, config.hidden_size, init_scale=config.final_w_init_variance_scale
+        )
 
     def forward(
         self, x: Tensor, state: AttentionState | RingState | None, context: LayerContext, return_weights: bool = False
@@ -271,16 +290,21 @@ class RecurrentGemmaMlp(nn.Module):
     def __init__(self, config: RecurrentGemmaConfig) -> None:
         super().__init__()
         # One matrix of two halves in the source, whose fan-in counts both: half the variance.
-        self.gate_proj = ScaledInitLinear(config.hidden_size, config.mlp_width, 0.5)
-        self.up_proj = ScaledInitLinear(config.hidden_size, config.mlp_width, 0.5)
-        self.down_proj = ScaledInitLinear(config.mlp_width, config.hidden_size, config.final_w_init_variance_scale)
+        self.gate_proj = RecurrentGemmaLinear(config.hidden_size, config.mlp_width, init_scale=0.5)
+        self.up_proj = RecurrentGemmaLinear(config.hidden_size, config.mlp_width, init_scale=0.5)
+        self.down_proj = RecurrentGemmaLinear(
+            config.mlp_width, config.hidden_size, init_scale=config.final_w_init_variance_scale
+        )
         self.act_fn = ACT2FN[config.hidden_activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = max(1, _CPU_MLP_ELEMENTS // self.gate_proj.out_features)
-        if torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[0] * x.shape[1] <= tokens:
+        rows = _rows_at_a_time(x, self.gate_proj.out_features)
+        if x.shape[0] * x.shape[1] <= rows:
             return self._mlp(x)
-        return torch.cat([self._mlp(part) for part in x.flatten(0, 1).split(tokens)]).view_as(x)
+        output = torch.empty_like(x)
+        for part, out in zip(x.flatten(0, 1).split(rows), output.flatten(0, 1).split(rows), strict=True):
+            out.copy_(self._mlp(part))
+        return output
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
@@ -313,6 +337,14 @@ class RecurrentGemmaDecoderLayer(GradientCheckpointingLayer):
         hidden_states = hidden_states + mixed
         hidden_states = hidden_states + self.mlp_block(self.channel_pre_norm(hidden_states))
         return hidden_states, Sealed(rest)
+
+
+def _rows_at_a_time(x: Tensor, width: int) -> int:
+    """Rows of x (B, L, D), B * L in all, that a block passes through activations of ``width`` together."""
+    rows = x.shape[0] * x.shape[1]
+    if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return rows
+    return min(rows, max(_CPU_ROWS, _CPU_ELEMENTS // width))
 
 
 def attention_backend(config: RecurrentGemmaConfig) -> str:

@@ -19,7 +19,7 @@ from recurrent_gemma.modeling.generation import RecurrentGemmaGeneration
 from recurrent_gemma.modeling.heads.loss import IGNORED, mean_cross_entropy, mean_over, next_token_labels
 from recurrent_gemma.modeling.heads.tokens import valid_columns
 from recurrent_gemma.modeling.inputs import check_labels
-from recurrent_gemma.modeling.layers import Sealed
+from recurrent_gemma.modeling.layers import RecurrentGemmaLinear, Sealed
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel, sequence_inputs
 from recurrent_gemma.modeling.ops.cross_entropy import linear_cross_entropy
 from recurrent_gemma.modeling.ops.dispatch import holds_on_cpu
@@ -36,7 +36,7 @@ class LossTarget(NamedTuple):
     num_items_in_batch: Tensor | int | None
 
 
-class RecurrentGemmaLMHead(nn.Linear):
+class RecurrentGemmaLMHead(RecurrentGemmaLinear):
     """Output projection, bare of bias; gives the loss itself where nobody wants the logits.
 
     It is asked for the loss by a call, so that what is wrapped around it (FSDP2's gathering of its weight, for one)

@@ -5,7 +5,17 @@ Every op has a reference (its equations), one file for each backend, and an api 
 
 from recurrent_gemma.modeling.ops.causal_conv1d import causal_conv1d
 from recurrent_gemma.modeling.ops.cross_entropy import linear_cross_entropy
+from recurrent_gemma.modeling.ops.linear import block_diagonal_linear, linear
 from recurrent_gemma.modeling.ops.local_attention import local_attention
 from recurrent_gemma.modeling.ops.rg_lru import rg_lru
+from recurrent_gemma.modeling.ops.rms_norm import rms_norm
 
-__all__ = ["causal_conv1d", "linear_cross_entropy", "local_attention", "rg_lru"]
+__all__ = [
+    "block_diagonal_linear",
+    "causal_conv1d",
+    "linear",
+    "linear_cross_entropy",
+    "local_attention",
+    "rg_lru",
+    "rms_norm",
+]

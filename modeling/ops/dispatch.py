@@ -61,16 +61,26 @@ def holds_on_cpu(condition: Tensor) -> bool:
     return condition.device.type == "cpu" and not torch.compiler.is_compiling() and bool(condition.all())
 
 
+def is_traced() -> bool:
+    """Whether a compiler or a transform of functorch looks on, rather than autograd at most."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 def needs_registered_op(*tensors: Tensor | None) -> bool:
     """Whether autograd, a transform or a tracer must see one registered op. Plain inference skips its overhead."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if is_traced():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def compiles_as_step(x: Tensor) -> bool:
+    """Whether x (B, L, R) is a single step of compiled inference, for which the compiler takes plain code best."""
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and x.shape[1] == 1
+
+
 def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:
     """Raise if a tensor carries a forward-mode tangent, which a custom op would silently drop."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return
     for tensor in tensors:
         if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:

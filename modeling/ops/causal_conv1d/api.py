@@ -7,6 +7,7 @@ from recurrent_gemma.modeling.ops.causal_conv1d.reference import causal_conv1d_r
 from recurrent_gemma.modeling.ops.causal_conv1d.shifted import causal_conv1d_backward, causal_conv1d_forward
 from recurrent_gemma.modeling.ops.dispatch import (
     choose_backend,
+    compiles_as_step,
     expect_floating,
     expect_markers,
     expect_sequence,
@@ -84,7 +85,8 @@ def causal_conv1d(
         tokens = gather_columns(x, order)
         starts = None if starts is None else starts.gather(1, order)
     extended = torch.cat((history.to(x.dtype), tokens), dim=1)
-    run = _causal_conv1d if needs_registered_op(x, weight, bias, history) else causal_conv1d_forward
+    registered = needs_registered_op(x, weight, bias, history) and not compiles_as_step(x)
+    run = _causal_conv1d if registered else causal_conv1d_forward
     y = run(extended, weight, bias, starts, x.dtype)
     if valid is not None and order is not None:
         y = gather_columns(y, inverse_order(order)).masked_fill(~valid[..., None], 0.0)

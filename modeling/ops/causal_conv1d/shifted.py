@@ -16,6 +16,8 @@ def causal_conv1d_forward(
     dtype = torch.promote_types(x.dtype, torch.float32)
     length = x.shape[1] - taps + 1
     weight = weight.to(dtype)
+    if length == 1:
+        return _one_step(x.to(dtype), weight, bias, starts).to(out_dtype)
     y = x[:, taps - 1 :].to(dtype) * weight[:, -1]
     if bias is not None:
         y.add_(bias.to(dtype))
@@ -45,6 +47,15 @@ def causal_conv1d_backward(
         shifted = x[:, span] if hidden is None else x[:, span].masked_fill(hidden, 0.0)
         grad_weight[:, -1 - back] = (visible * shifted).sum(dim=(0, 1))
     return grad_x.to(x.dtype), grad_weight.to(weight_dtype), grad.sum(dim=(0, 1)).to(weight_dtype)
+
+
+def _one_step(x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None) -> Tensor:
+    """The same for a single step (B, K, R), all of whose taps a start hides but the last."""
+    products = x * weight.t()
+    if starts is not None:
+        products[:, :-1].masked_fill_(starts[..., None], 0.0)
+    y = products.sum(dim=1, keepdim=True)
+    return y if bias is None else y.add_(bias)
 
 
 def _hidden_taps(starts: Tensor | None, taps: int) -> list[Tensor | None]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from recurrent_gemma.modeling.ops.dispatch import (
     choose_backend,
+    compiles_as_step,
     expect_floating,
     expect_markers,
     expect_sequence,
@@ -85,7 +86,9 @@ def rg_lru(
         out_dtype = torch.promote_types(x.dtype, torch.float32) if return_states else x.dtype
         refuse_forward_mode("rg_lru", x, input_gate, recurrence_gate, a_param, h0)
         arguments = (x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype)
-        if needs_registered_op(*arguments[:5]):
+        if compiles_as_step(x):
+            states, h_last = rg_lru_forward(*arguments)
+        elif needs_registered_op(*arguments[:5]):
             states, h_last = _rg_lru(*arguments, backend)
         else:
             states, h_last = _forward_of(backend)(*arguments)

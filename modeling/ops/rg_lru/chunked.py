@@ -123,17 +123,19 @@ def _one_step(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The same for a single step, where the machinery of blocks would cost more than the arithmetic."""
-    x, input_gate, recurrence_gate = (t.squeeze(1).to(dtype) for t in (x, input_gate, recurrence_gate))
+    if x.dtype != dtype:
+        x, input_gate, recurrence_gate = (t.to(dtype) for t in (x, input_gate, recurrence_gate))
     log_a = torch.sigmoid(recurrence_gate).mul_(decay_rate(a_param.to(dtype)))
     multiplier = torch.mul(log_a, 2.0).expm1_().neg_().sqrt_()
-    h = torch.zeros_like(x) if h0 is None else log_a.exp_() * h0
+    before = None if h0 is None else h0[:, None].to(dtype)
+    h = torch.zeros_like(x) if before is None else log_a.exp_().mul_(before)
     if starts is not None:
-        multiplier.masked_fill_(starts, 1.0)
-        h.masked_fill_(starts, 0.0)
+        multiplier.masked_fill_(starts[..., None], 1.0)
+        h.masked_fill_(starts[..., None], 0.0)
     h.addcmul_(torch.sigmoid(input_gate).mul_(x), multiplier)
     if valid is not None:
-        h = torch.where(valid, h, 0.0 if h0 is None else h0.to(dtype))
-    return h[:, None].to(out_dtype, copy=True), h
+        h = torch.where(valid[..., None], h, 0.0 if before is None else before)
+    return h.to(out_dtype, copy=True), h[:, 0]
 
 
 def _blocks(
