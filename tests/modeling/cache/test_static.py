@@ -112,12 +112,14 @@ def test_prefill_and_decoding_compile_once_each_without_graph_breaks(name):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch's compiler about torch itself
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the default backend needs a C++ compiler")
+@pytest.mark.parametrize("rows", [1, 2])
 @torch.no_grad()
-def test_the_default_backend_gives_the_same():
-    model, ids = build(), draw_ids(2, 3 * WINDOW)
+def test_the_default_backend_gives_the_same(rows):
+    model, ids = build(), draw_ids(rows, 3 * WINDOW)
     expected = model(ids, use_cache=False).logits
     torch._dynamo.reset()
-    compiled, cache = torch.compile(model, fullgraph=True), RecurrentGemmaCache(model.config, static=True, batch_size=2)
+    cache = RecurrentGemmaCache(model.config, static=True, batch_size=rows)
+    compiled = torch.compile(model, fullgraph=True)
     pieces = [compiled(ids[:, :8], past_key_values=cache).logits]
     pieces += [compiled(ids[:, t : t + 1], past_key_values=cache).logits for t in range(8, ids.shape[1])]
     assert_close(torch.cat(pieces, dim=1), expected, SPLIT_EQUALS_WHOLE_LOGITS, "inductor")
@@ -141,17 +143,22 @@ def test_a_compiled_step_takes_masks_and_positions_of_the_new_columns():
     assert counter.frame_count == 1
 
 
-def test_generate_compiles_the_static_form_once():
-    model, ids = build(), draw_ids(2, 9)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_generate_compiles_the_static_form_once_where_it_is_asked_to(rows):
+    model, ids = build(), draw_ids(rows, 9)
     options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 3 * WINDOW}
     expected = model.generate(ids, **options)
     torch._dynamo.reset()
     counters.clear()
     config = CompileConfig(backend="aot_eager", fullgraph=True, mode=None, dynamic=False)
-    config._compile_all_devices = True
     static = model.generate(ids, cache_implementation="static", compile_config=config, **options)
     assert torch.equal(static, expected)
     assert counters["stats"]["unique_graphs"] == 1
+    assert config == CompileConfig(backend="aot_eager", fullgraph=True, mode=None, dynamic=False)
+    counters.clear()
+    for others in ({"disable_compile": True, "compile_config": config}, {}):
+        eager = model.generate(ids, cache_implementation="static", **others, **options)
+        assert torch.equal(eager, expected) and not counters["stats"]["unique_graphs"]
 
 
 def test_generate_compiles_the_static_form_with_every_output():
@@ -160,7 +167,6 @@ def test_generate_compiles_the_static_form_with_every_output():
     options |= {"output_logits": True, "output_scores": True, "output_hidden_states": True}
     eager = model.generate(ids, cache_implementation="static", **options)
     config = CompileConfig(backend="aot_eager", fullgraph=True, mode=None, dynamic=False)
-    config._compile_all_devices = True
     compiled = model.generate(ids, cache_implementation="static", compile_config=config, **options)
     assert torch.equal(compiled.sequences, eager.sequences)
     for actual, expected in zip(compiled.logits, eager.logits, strict=True):

@@ -140,7 +140,7 @@ def test_what_a_route_cannot_take_is_refused(threads):
         linear(x, weight, impl="reduced")
     with pytest.raises(ValueError, match=r"whose 2 threads each take as many of the weight's rows"):
         linear(x[:1], weight[:9], impl="blocked")
-    with pytest.raises(ValueError, match="impl: expected one of .* for linear, got 'fast'"):
+    with pytest.raises(ValueError, match=r"impl: expected one of .* for linear, got 'fast'"):
         linear(x, weight, impl="fast")
     with pytest.raises(ValueError, match="for block_diagonal_linear, got 'blocked'"):
         block_diagonal_linear(x, weight[:6].view(1, 6, 6), weight[:1], impl="blocked")
