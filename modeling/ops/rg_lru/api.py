@@ -1,14 +1,12 @@
 """Real-Gated Linear Recurrent Unit: gates and scan as one op."""
 
-import importlib.util
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from recurrent_gemma.modeling.ops.dispatch import (
-    choose_backend,
+    choose_kernel_backend,
     expect_floating,
     expect_markers,
     expect_sequence,
@@ -18,8 +16,6 @@ from recurrent_gemma.modeling.ops.dispatch import (
 )
 from recurrent_gemma.modeling.ops.rg_lru.chunked import rg_lru_backward, rg_lru_forward
 from recurrent_gemma.modeling.ops.rg_lru.reference import rg_lru_reference
-
-_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def rg_lru(
@@ -62,9 +58,7 @@ def rg_lru(
         NotImplementedError: Forward-mode or second derivatives are asked for.
     """
     expect_sequence("x", x)
-    backend = choose_backend("rg_lru", impl, ("triton", "chunked", "reference"), _default_backend(x))
-    if impl == "triton":
-        _expect_triton(x)
+    backend = choose_kernel_backend("rg_lru", impl, x, "chunked")
     batch, length, width = x.shape
     for name, tensor in (("input_gate", input_gate), ("recurrence_gate", recurrence_gate)):
         expect_floating(name, tensor)
@@ -91,21 +85,6 @@ def rg_lru(
             states, h_last = _forward_of(backend)(*arguments)
     y = states.to(x.dtype)
     return (y, h_last, states) if return_states else (y, h_last)
-
-
-def _default_backend(x: Tensor) -> str:
-    return "triton" if x.device.type == "cuda" and _TRITON_INSTALLED and x.dtype != torch.float64 else "chunked"
-
-
-def _expect_triton(x: Tensor) -> None:
-    """Raise unless the Triton kernels can take ``x``: on a CUDA device, or with Triton's interpreter on any."""
-    if not _TRITON_INSTALLED:
-        raise ImportError('impl: "triton" needs Triton: pip install "recurrent-gemma[kernels]"')
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if x.dtype == torch.float64 or not (x.device.type == "cuda" or interpreted):
-        raise ValueError(
-            f"impl: expected another than 'triton' for {x.dtype} on {x.device}; it computes in fp32 on CUDA devices."
-        )
 
 
 def _forward_of(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
