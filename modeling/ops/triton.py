@@ -4,11 +4,21 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 def contiguous(tensor: Any) -> Any:
     """``tensor`` in the layout that the kernels address, or None."""
     return None if tensor is None else tensor.contiguous()
+
+
+def sizes(x: Tensor, cu_seqlens: Tensor | None) -> tuple[int, int, int, int]:
+    """Sequences, length of a row (0 if packed), tokens in all and width of x, which is (B, L, R) or packed (T, R)."""
+    if cu_seqlens is None:
+        batch, length, width = x.shape
+        return batch, length, batch * length, width
+    tokens, width = x.shape
+    return cu_seqlens.shape[0] - 1, 0, tokens, width
 
 
 @triton.jit

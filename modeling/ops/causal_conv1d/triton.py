@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from recurrent_gemma.modeling.ops.triton import contiguous, sequence_page, sequence_span
+from recurrent_gemma.modeling.ops.triton import contiguous, sequence_page, sequence_span, sizes
 
 # Of one program and tile.
 _CHANNELS = 64
@@ -68,7 +68,7 @@ def causal_conv1d_triton_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and history. Arguments as in the forward."""
     taps = weight.shape[1]
-    rows, length, tokens, width = _sizes(x, cu_seqlens)
+    rows, length, tokens, width = sizes(x, cu_seqlens)
     steps, splits = _tiling(rows, length, tokens, taps)
     programs = min(rows, _PROGRAMS)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -118,7 +118,7 @@ def _launch_forward(
     y: Tensor,
 ) -> None:
     taps = weight.shape[1]
-    rows, length, tokens, width = _sizes(x, cu_seqlens)
+    rows, length, tokens, width = sizes(x, cu_seqlens)
     steps, splits = _tiling(rows, length, tokens, taps)
     # With slots, one more sequence stands for the tokens after the last.
     sequences = rows if slots is None else rows + 1
@@ -150,14 +150,6 @@ def _launch_forward(
             channels=_CHANNELS,
             num_warps=_WARPS,
         )
-
-
-def _sizes(x: Tensor, cu_seqlens: Tensor | None) -> tuple[int, int, int, int]:
-    """Sequences, length of a row (0 if packed), tokens in all, width."""
-    if cu_seqlens is None:
-        batch, length, width = x.shape
-        return batch, length, batch * length, width
-    return cu_seqlens.shape[0] - 1, 0, *x.shape
 
 
 def _tiling(sequences: int, length: int, tokens: int, taps: int) -> tuple[int, int]:

@@ -1,7 +1,5 @@
 """Real-Gated Linear Recurrent Unit: gates and scan as one op."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -11,10 +9,9 @@ from recurrent_gemma.modeling.ops.dispatch import (
     expect_markers,
     expect_sequence,
     expect_shape,
-    needs_registered_op,
     refuse_forward_mode,
 )
-from recurrent_gemma.modeling.ops.rg_lru.chunked import rg_lru_backward, rg_lru_forward
+from recurrent_gemma.modeling.ops.rg_lru.op import run_rg_lru
 from recurrent_gemma.modeling.ops.rg_lru.reference import rg_lru_reference
 
 
@@ -78,92 +75,8 @@ def rg_lru(
     else:
         out_dtype = torch.promote_types(x.dtype, torch.float32) if return_states else x.dtype
         refuse_forward_mode("rg_lru", x, input_gate, recurrence_gate, a_param, h0)
-        arguments = (x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype)
-        if needs_registered_op(*arguments[:5]):
-            states, h_last = _rg_lru(*arguments, backend)
-        else:
-            states, h_last = _forward_of(backend)(*arguments)
+        states, h_last = run_rg_lru(
+            backend, x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype=out_dtype
+        )
     y = states.to(x.dtype)
     return (y, h_last, states) if return_states else (y, h_last)
-
-
-def _forward_of(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    if backend == "chunked":
-        return rg_lru_forward
-    from recurrent_gemma.modeling.ops.rg_lru.triton import rg_lru_triton_forward
-
-    return rg_lru_triton_forward
-
-
-def _backward_of(backend: str) -> Callable[..., tuple[Tensor, ...]]:
-    if backend == "chunked":
-        return rg_lru_backward
-    from recurrent_gemma.modeling.ops.rg_lru.triton import rg_lru_triton_backward
-
-    return rg_lru_triton_backward
-
-
-@torch.library.custom_op("recurrent_gemma::rg_lru", mutates_args=())
-def _rg_lru(
-    x: Tensor,
-    input_gate: Tensor,
-    recurrence_gate: Tensor,
-    a_param: Tensor,
-    h0: Tensor | None,
-    starts: Tensor | None,
-    valid: Tensor | None,
-    out_dtype: torch.dtype,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _forward_of(backend)(x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype)
-
-
-@_rg_lru.register_fake
-def _(x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype, backend):
-    state_dtype = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty(x.shape, dtype=out_dtype), x.new_empty((x.shape[0], x.shape[2]), dtype=state_dtype)
-
-
-@torch.library.custom_op("recurrent_gemma::rg_lru_backward", mutates_args=())
-def _rg_lru_backward(
-    grad_states: Tensor,
-    grad_last: Tensor,
-    x: Tensor,
-    input_gate: Tensor,
-    recurrence_gate: Tensor,
-    a_param: Tensor,
-    h0: Tensor | None,
-    starts: Tensor | None,
-    valid: Tensor | None,
-    states: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gradients = _backward_of(backend)(
-        grad_states, grad_last, x, input_gate, recurrence_gate, a_param, h0, starts, valid, states
-    )
-    grad_x, grad_input_gate, grad_recurrence_gate, grad_a_param, grad_h0 = gradients
-    return grad_x, grad_input_gate, grad_recurrence_gate, grad_a_param, grad_h0
-
-
-@_rg_lru_backward.register_fake
-def _(grad_states, grad_last, x, input_gate, recurrence_gate, a_param, h0, starts, valid, states, backend):
-    state_dtype = torch.promote_types(x.dtype, torch.float32)
-    like = [t.new_empty(t.shape) for t in (x, input_gate, recurrence_gate, a_param)]
-    return *like, x.new_empty((x.shape[0], x.shape[2]), dtype=state_dtype)
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, _, ctx.backend = inputs
-    # The states are kept only where they are the op's output anyway; otherwise the backward computes them again.
-    states = output[0] if output[0].dtype == output[1].dtype else None
-    ctx.save_for_backward(*tensors, states)
-
-
-def _backward(ctx, grad_states, grad_last):
-    x, *rest, h0, starts, valid, states = ctx.saved_tensors
-    grads = _rg_lru_backward(grad_states, grad_last, x, *rest, h0, starts, valid, states, ctx.backend)
-    grad_h0 = None if h0 is None else grads[4].to(h0.dtype)
-    return *grads[:4], grad_h0, None, None, None, None
-
-
-_rg_lru.register_autograd(_backward, setup_context=_setup_context)
