@@ -154,12 +154,8 @@ def _run(
     has_initial: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     if backend == "triton":
-        return run_rg_lru(
-            *(backend, x, input_gate, recurrence_gate, a_param, h0),
-            cu_seqlens=cu_seqlens,
-            has_initial=has_initial,
-            out_dtype=x.dtype,
-        )
+        markers = (None, None, cu_seqlens, has_initial)
+        return run_rg_lru(backend, x, input_gate, recurrence_gate, a_param, h0, *markers, out_dtype=x.dtype)
     if has_initial is not None and h0 is not None:
         h0 = torch.where(has_initial[:, None], h0, 0.0)
     opens = torch.full_like(cu_seqlens[1:], h0 is None, dtype=torch.bool) if has_initial is None else ~has_initial
@@ -181,22 +177,27 @@ def _as_one_row(
     tokens = x.shape[0]
     dtype = torch.promote_types(x.dtype, torch.float32)
     if one_token_each(cu_seqlens, tokens):
-        steps = (t[:, None] for t in (x, input_gate, recurrence_gate))
-        y, h_last = run_rg_lru("chunked", *steps, a_param, h0, opens[:, None], out_dtype=x.dtype)
+        x, input_gate, recurrence_gate = x[:, None], input_gate[:, None], recurrence_gate[:, None]
+        arguments = (x, input_gate, recurrence_gate, a_param, h0, opens[:, None])
+        y, h_last = run_rg_lru("chunked", *arguments, out_dtype=x.dtype)
         return y[:, 0], h_last
     sequence = sequence_of_tokens(cu_seqlens, tokens)
     starts = (torch.arange(tokens, device=x.device) == cu_seqlens[sequence]) & opens[sequence]
     begin, end = cu_seqlens[:-1], cu_seqlens[1:]
-    row = [x, input_gate, recurrence_gate]
     if h0 is None:
-        states, _ = run_rg_lru("chunked", *(t[None] for t in row), a_param, None, starts[None], out_dtype=dtype)
+        arguments = (x[None], input_gate[None], recurrence_gate[None], a_param, None, starts[None])
+        states, _ = run_rg_lru("chunked", *arguments, out_dtype=dtype)
         h_last = states[0].index_select(0, (end - 1).clamp(min=0))
         return states[0], torch.where((end > begin)[:, None], h_last, 0.0)
     places = places_after_memory(sequence, 1)
-    memory = (h0, torch.full_like(h0, torch.inf), torch.zeros_like(h0))
-    row = [row_with_memory(t.to(dtype), m[:, None], cu_seqlens, places) for t, m in zip(row, memory, strict=True)]
-    starts = torch.ones_like(row[0][:, 0], dtype=torch.bool).index_copy(0, places, starts)
-    states, _ = run_rg_lru("chunked", *(t[None] for t in row), a_param, None, starts[None], out_dtype=dtype)
+
+    def with_memory(tokens: Tensor, memory: Tensor) -> Tensor:
+        return row_with_memory(tokens.to(dtype), memory[:, None], cu_seqlens, places)[None]
+
+    row = with_memory(x, h0)
+    gates = with_memory(input_gate, torch.full_like(h0, torch.inf)), with_memory(recurrence_gate, torch.zeros_like(h0))
+    starts = torch.ones_like(row[..., 0], dtype=torch.bool).index_copy(1, places, starts[None])
+    states, _ = run_rg_lru("chunked", row, *gates, a_param, None, starts, out_dtype=dtype)
     h_last = states[0].index_select(0, end + torch.arange(end.shape[0], device=x.device))
     return states[0].index_select(0, places), h_last
 
@@ -220,7 +221,8 @@ def _reference(
         if end > begin:
             starts = torch.zeros(1, end - begin, dtype=torch.bool, device=x.device)
             starts[:, 0] = opens[row]
-            tokens = (t[None, begin:end] for t in (x, input_gate, recurrence_gate))
+            span = (None, slice(begin, end))
+            tokens = (x[span], input_gate[span], recurrence_gate[span])
             states, last = rg_lru_reference(*tokens, a_param, last, starts, None)
             outputs.append(states[0])
         lasts.append(last)
@@ -245,9 +247,10 @@ def _update_(
         return rg_lru_triton_update_(x, input_gate, recurrence_gate, a_param, state, cu_seqlens, slots, has_initial)
     live = live_tokens(cu_seqlens, slots, x.shape[0])
     # Padding may hold anything, NaN included, and one row carries a state past it.
-    tensors = (torch.where(live, t, 0.0) for t in (x, input_gate, recurrence_gate))
+    x, input_gate, recurrence_gate = (torch.where(live, t, 0.0) for t in (x, input_gate, recurrence_gate))
     old = state.index_select(0, slots)
-    y, h_last = _run(backend, *tensors, a_param, old, cu_seqlens, has_initial & (slots > 0))
+    arguments = (x, input_gate, recurrence_gate, a_param, old, cu_seqlens, has_initial & (slots > 0))
+    y, h_last = _run(backend, *arguments)
     write_pages_(state, h_last, old, cu_seqlens, slots)
     return torch.where(live, y, 0.0)
 
