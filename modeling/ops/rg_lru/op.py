@@ -140,8 +140,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_states, grad_last):
-    h0 = ctx.saved_tensors[4]
-    grads = _rg_lru_backward(grad_states, grad_last, *ctx.saved_tensors, ctx.backend)
+    saved = ctx.saved_tensors  # once: checkpointing computes them when they are asked for
+    grads = _rg_lru_backward(grad_states, grad_last, *saved, ctx.backend)
+    h0 = saved[4]
     grad_h0 = None if h0 is None else grads[4].to(h0.dtype)
     return *grads[:4], grad_h0, None, None, None, None, None, None
 
