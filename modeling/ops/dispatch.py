@@ -1,7 +1,9 @@
 """What every op's ``api.py`` shares: argument checks, the choice of a backend, and when to use the op registry."""
 
 import functools
+import importlib.util
 import logging
+import os
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 logger = logging.getLogger("recurrent_gemma")
+
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def expect_shape(name: str, tensor: Tensor, shape: Sequence[int], meaning: str) -> None:
@@ -51,6 +55,28 @@ def choose_backend(op: str, impl: str | None, backends: Sequence[str], default: 
     return impl
 
 
+def choose_kernel_backend(op: str, impl: str | None, x: Tensor, torch_backend: str) -> str:
+    """The backend of an op with Triton kernels, which are the default for ``x`` on CUDA where they can take it.
+
+    Raises:
+        ImportError: ``impl`` is ``"triton"``, which is not installed.
+        ValueError: ``impl`` does not exist, or is ``"triton"`` and ``x`` in fp64 or on another device.
+    """
+    takes = x.dtype != torch.float64
+    default = "triton" if takes and x.device.type == "cuda" and _TRITON_INSTALLED else torch_backend
+    backend = choose_backend(op, impl, ("triton", torch_backend, "reference"), default)
+    if impl == "triton":
+        if not _TRITON_INSTALLED:
+            raise ImportError('impl: "triton" needs Triton: pip install "recurrent-gemma[kernels]"')
+        # Triton's interpreter runs kernels on any device.
+        if not takes or not (x.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
+            raise ValueError(
+                f"impl: expected another than 'triton' for {x.dtype} on {x.device}; it computes in fp32 on CUDA "
+                "devices."
+            )
+    return backend
+
+
 @functools.cache
 def _log_default(op: str, backend: str) -> None:
     logger.info("%s runs on backend %r", op, backend)
@@ -74,8 +100,8 @@ def needs_registered_op(*tensors: Tensor | None) -> bool:
 
 
 def compiles_as_step(x: Tensor) -> bool:
-    """Whether x (B, L, R) is a single step of compiled inference, for which the compiler takes plain code best."""
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and x.shape[1] == 1
+    """Whether x, (B, L, R) if not packed, is a single step of compiled inference, for which the compiler takes plain code best."""
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and x.ndim == 3 and x.shape[1] == 1
 
 
 def refuse_forward_mode(op: str, *tensors: Tensor | None) -> None:

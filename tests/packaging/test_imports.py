@@ -15,7 +15,7 @@ import importlib, json, pkgutil, sys
 import recurrent_gemma
 names = ["recurrent_gemma"]
 for module in pkgutil.walk_packages(recurrent_gemma.__path__, "recurrent_gemma."):
-    if not module.name.endswith(("__main__", ".triton")):  # kernels, imported where they run
+    if not module.name.endswith(("__main__", "triton")):  # kernels, imported where they run
         importlib.import_module(module.name)
 """
 
@@ -66,7 +66,7 @@ def _modules() -> list[Path]:
     package = ROOT / "recurrent_gemma"
     folders = [path for path in package.iterdir() if path.is_symlink()]
     modules = [*package.glob("*.py"), *(module for folder in folders for module in folder.resolve().rglob("*.py"))]
-    return [module for module in modules if module.name != "triton.py"]  # kernels, imported where they run
+    return [module for module in modules if not module.name.endswith("triton.py")]  # kernels, imported where they run
 
 
 def _executed_on_import(body: list[ast.stmt]):

@@ -3,17 +3,15 @@
 import torch
 from torch import Tensor
 
+from recurrent_gemma.modeling.ops.causal_conv1d.op import run_causal_conv1d
 from recurrent_gemma.modeling.ops.causal_conv1d.reference import causal_conv1d_reference
-from recurrent_gemma.modeling.ops.causal_conv1d.shifted import causal_conv1d_backward, causal_conv1d_forward
 from recurrent_gemma.modeling.ops.dispatch import (
-    choose_backend,
-    compiles_as_step,
+    choose_kernel_backend,
     expect_floating,
     expect_markers,
     expect_sequence,
     expect_shape,
     holds_on_cpu,
-    needs_registered_op,
     refuse_forward_mode,
 )
 from recurrent_gemma.modeling.ops.ragged import gather_columns, inverse_order, valid_first
@@ -41,7 +39,8 @@ def causal_conv1d(
         history: (B, K - 1, R), the last valid inputs before x, the newest last; zeros when None.
         starts: (B, L) bool, true at the first token of a document.
         valid: (B, L) bool, false at pads; all valid when None. A start at a pad is ignored.
-        impl: ``"shifted"`` (default) or ``"reference"``; forces a backend.
+        impl: ``"triton"`` (default on CUDA devices, where Triton is installed), ``"shifted"`` (default elsewhere, and
+            for fp64) or ``"reference"``; forces a backend.
 
     Returns:
         y (B, L, R) in x's dtype, 0 at pads, and the new history (B, K - 1, R) in x's dtype: the last valid inputs,
@@ -49,11 +48,11 @@ def causal_conv1d(
 
     Raises:
         TypeError: A tensor has the wrong kind of dtype.
-        ValueError: A shape disagrees with x's, a dimension is empty, or ``impl`` does not exist.
+        ValueError: A shape disagrees with x's, a dimension is empty, or ``impl`` does not exist or cannot run here.
         NotImplementedError: Forward-mode or second derivatives are asked for.
     """
-    backend = choose_backend("causal_conv1d", impl, ("shifted", "reference"), "shifted")
     expect_sequence("x", x)
+    backend = choose_kernel_backend("causal_conv1d", impl, x, "shifted")
     batch, length, width = x.shape
     expect_floating("weight", weight)
     if weight.ndim != 2 or weight.shape[0] != width or weight.shape[1] < 1:
@@ -76,21 +75,20 @@ def causal_conv1d(
     refuse_forward_mode("causal_conv1d", x, weight, bias, history)
     if starts is not None and history is None and holds_on_cpu(~starts[:, 1:]):
         starts = None  # nothing stands before the first token
-    if history is None:
-        history = x.new_zeros(batch, taps - 1, width)
     if valid is None:
         tokens, order = x, None
     else:
         order = valid_first(valid)
         tokens = gather_columns(x, order)
         starts = None if starts is None else starts.gather(1, order)
-    extended = torch.cat((history.to(x.dtype), tokens), dim=1)
-    registered = needs_registered_op(x, weight, bias, history) and not compiles_as_step(x)
-    run = _causal_conv1d if registered else causal_conv1d_forward
-    y = run(extended, weight, bias, starts, x.dtype)
+    if history is not None:
+        history = history.to(x.dtype)
+    y = run_causal_conv1d(backend, tokens, weight, bias, history, starts)
     if valid is not None and order is not None:
         y = gather_columns(y, inverse_order(order)).masked_fill(~valid[..., None], 0.0)
-    return y, _last_inputs(extended, taps, starts, valid)
+    if history is None:
+        history = x.new_zeros(batch, taps - 1, width)
+    return y, _last_inputs(history, tokens, starts, valid)
 
 
 def conv_history(x: Tensor, history: Tensor, *, starts: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
@@ -110,63 +108,28 @@ def conv_history(x: Tensor, history: Tensor, *, starts: Tensor | None = None, va
         order = valid_first(valid)
         x = gather_columns(x, order)
         starts = None if starts is None else starts.gather(1, order)
-    return _last_inputs(torch.cat((history, x), dim=1), history.shape[1] + 1, starts, valid)
+    return _last_inputs(history, x, starts, valid)
 
 
-def _last_inputs(extended: Tensor, taps: int, starts: Tensor | None, valid: Tensor | None) -> Tensor:
-    """The last K - 1 valid columns of (B, K - 1 + L, R), zeroed before the last document's start."""
-    batch, columns, _ = extended.shape
-    length = columns - taps + 1
+def _last_inputs(history: Tensor, tokens: Tensor, starts: Tensor | None, valid: Tensor | None) -> Tensor:
+    """The last K - 1 inputs of (B, K - 1, R) and then (B, L, R), zeroed before the last document's start.
+
+    Args:
+        valid: (B, L) bool, of which only the number in each row counts: valid tokens come first.
+    """
+    batch, kept, _ = history.shape
+    length = tokens.shape[1]
     if valid is None:
-        history = extended[:, length:].clone()
-        if starts is None:
-            return history
-        begin = torch.full((batch, 1), length, device=extended.device)
+        history = torch.cat((history[:, length:], tokens[:, max(0, length - kept) :]), dim=1)
+        begin = torch.full((batch, 1), length, device=tokens.device)
     else:
         begin = valid.sum(dim=1, keepdim=True)
-        history = gather_columns(extended, begin + torch.arange(taps - 1, device=extended.device))
-        if starts is None:
-            return history
+        columns = begin + torch.arange(kept, device=tokens.device)
+        history = gather_columns(torch.cat((history, tokens), dim=1), columns)
+    if starts is None:
+        return history
     # Indices of tokens; those of the history before them are negative.
-    column = begin + torch.arange(1 - taps, 0, device=extended.device)
-    tokens = torch.arange(length, device=extended.device).expand_as(starts)
-    last_start = tokens.masked_fill(~starts, 1 - taps).amax(dim=1, keepdim=True)
+    column = begin + torch.arange(-kept, 0, device=tokens.device)
+    positions = torch.arange(length, device=tokens.device).expand_as(starts)
+    last_start = positions.masked_fill(~starts, -kept).amax(dim=1, keepdim=True)
     return history.masked_fill((column < last_start)[..., None], 0.0)
-
-
-@torch.library.custom_op("recurrent_gemma::causal_conv1d", mutates_args=())
-def _causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, starts: Tensor | None, out_dtype: torch.dtype
-) -> Tensor:
-    return causal_conv1d_forward(x, weight, bias, starts, out_dtype)
-
-
-@_causal_conv1d.register_fake
-def _(x, weight, bias, starts, out_dtype):
-    return x.new_empty((x.shape[0], x.shape[1] - weight.shape[1] + 1, x.shape[2]), dtype=out_dtype)
-
-
-@torch.library.custom_op("recurrent_gemma::causal_conv1d_backward", mutates_args=())
-def _causal_conv1d_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, starts: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return causal_conv1d_backward(grad, x, weight, starts)
-
-
-@_causal_conv1d_backward.register_fake
-def _(grad, x, weight, starts):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[:1])
-
-
-def _setup_context(ctx, inputs, output):
-    x, weight, bias, starts, _ = inputs
-    ctx.save_for_backward(x, weight, starts)
-    ctx.bias_dtype = None if bias is None else bias.dtype
-
-
-def _backward(ctx, grad):
-    grad_x, grad_weight, grad_bias = _causal_conv1d_backward(grad, *ctx.saved_tensors)
-    return grad_x, grad_weight, None if ctx.bias_dtype is None else grad_bias.to(ctx.bias_dtype), None, None
-
-
-_causal_conv1d.register_autograd(_backward, setup_context=_setup_context)

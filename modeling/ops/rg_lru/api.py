@@ -1,26 +1,18 @@
 """Real-Gated Linear Recurrent Unit: gates and scan as one op."""
 
-import importlib.util
-import os
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from recurrent_gemma.modeling.ops.dispatch import (
-    choose_backend,
-    compiles_as_step,
+    choose_kernel_backend,
     expect_floating,
     expect_markers,
     expect_sequence,
     expect_shape,
-    needs_registered_op,
     refuse_forward_mode,
 )
-from recurrent_gemma.modeling.ops.rg_lru.chunked import rg_lru_backward, rg_lru_forward
+from recurrent_gemma.modeling.ops.rg_lru.op import run_rg_lru
 from recurrent_gemma.modeling.ops.rg_lru.reference import rg_lru_reference
-
-_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def rg_lru(
@@ -63,9 +55,7 @@ def rg_lru(
         NotImplementedError: Forward-mode or second derivatives are asked for.
     """
     expect_sequence("x", x)
-    backend = choose_backend("rg_lru", impl, ("triton", "chunked", "reference"), _default_backend(x))
-    if impl == "triton":
-        _expect_triton(x)
+    backend = choose_kernel_backend("rg_lru", impl, x, "chunked")
     batch, length, width = x.shape
     for name, tensor in (("input_gate", input_gate), ("recurrence_gate", recurrence_gate)):
         expect_floating(name, tensor)
@@ -85,109 +75,8 @@ def rg_lru(
     else:
         out_dtype = torch.promote_types(x.dtype, torch.float32) if return_states else x.dtype
         refuse_forward_mode("rg_lru", x, input_gate, recurrence_gate, a_param, h0)
-        arguments = (x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype)
-        if compiles_as_step(x):
-            states, h_last = rg_lru_forward(*arguments)
-        elif needs_registered_op(*arguments[:5]):
-            states, h_last = _rg_lru(*arguments, backend)
-        else:
-            states, h_last = _forward_of(backend)(*arguments)
+        states, h_last = run_rg_lru(
+            backend, x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype=out_dtype
+        )
     y = states.to(x.dtype)
     return (y, h_last, states) if return_states else (y, h_last)
-
-
-def _default_backend(x: Tensor) -> str:
-    return "triton" if x.device.type == "cuda" and _TRITON_INSTALLED and x.dtype != torch.float64 else "chunked"
-
-
-def _expect_triton(x: Tensor) -> None:
-    """Raise unless the Triton kernels can take ``x``: on a CUDA device, or with Triton's interpreter on any."""
-    if not _TRITON_INSTALLED:
-        raise ImportError('impl: "triton" needs Triton: pip install "recurrent-gemma[kernels]"')
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if x.dtype == torch.float64 or not (x.device.type == "cuda" or interpreted):
-        raise ValueError(
-            f"impl: expected another than 'triton' for {x.dtype} on {x.device}; it computes in fp32 on CUDA devices."
-        )
-
-
-def _forward_of(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    if backend == "chunked":
-        return rg_lru_forward
-    from recurrent_gemma.modeling.ops.rg_lru.triton import rg_lru_triton_forward
-
-    return rg_lru_triton_forward
-
-
-def _backward_of(backend: str) -> Callable[..., tuple[Tensor, ...]]:
-    if backend == "chunked":
-        return rg_lru_backward
-    from recurrent_gemma.modeling.ops.rg_lru.triton import rg_lru_triton_backward
-
-    return rg_lru_triton_backward
-
-
-@torch.library.custom_op("recurrent_gemma::rg_lru", mutates_args=())
-def _rg_lru(
-    x: Tensor,
-    input_gate: Tensor,
-    recurrence_gate: Tensor,
-    a_param: Tensor,
-    h0: Tensor | None,
-    starts: Tensor | None,
-    valid: Tensor | None,
-    out_dtype: torch.dtype,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _forward_of(backend)(x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype)
-
-
-@_rg_lru.register_fake
-def _(x, input_gate, recurrence_gate, a_param, h0, starts, valid, out_dtype, backend):
-    state_dtype = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty(x.shape, dtype=out_dtype), x.new_empty((x.shape[0], x.shape[2]), dtype=state_dtype)
-
-
-@torch.library.custom_op("recurrent_gemma::rg_lru_backward", mutates_args=())
-def _rg_lru_backward(
-    grad_states: Tensor,
-    grad_last: Tensor,
-    x: Tensor,
-    input_gate: Tensor,
-    recurrence_gate: Tensor,
-    a_param: Tensor,
-    h0: Tensor | None,
-    starts: Tensor | None,
-    valid: Tensor | None,
-    states: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gradients = _backward_of(backend)(
-        grad_states, grad_last, x, input_gate, recurrence_gate, a_param, h0, starts, valid, states
-    )
-    grad_x, grad_input_gate, grad_recurrence_gate, grad_a_param, grad_h0 = gradients
-    return grad_x, grad_input_gate, grad_recurrence_gate, grad_a_param, grad_h0
-
-
-@_rg_lru_backward.register_fake
-def _(grad_states, grad_last, x, input_gate, recurrence_gate, a_param, h0, starts, valid, states, backend):
-    state_dtype = torch.promote_types(x.dtype, torch.float32)
-    like = [t.new_empty(t.shape) for t in (x, input_gate, recurrence_gate, a_param)]
-    return *like, x.new_empty((x.shape[0], x.shape[2]), dtype=state_dtype)
-
-
-def _setup_context(ctx, inputs, output):
-    *tensors, _, ctx.backend = inputs
-    # The states are kept only where they are the op's output anyway; otherwise the backward computes them again.
-    states = output[0] if output[0].dtype == output[1].dtype else None
-    ctx.save_for_backward(*tensors, states)
-
-
-def _backward(ctx, grad_states, grad_last):
-    x, *rest, h0, starts, valid, states = ctx.saved_tensors
-    grads = _rg_lru_backward(grad_states, grad_last, x, *rest, h0, starts, valid, states, ctx.backend)
-    grad_h0 = None if h0 is None else grads[4].to(h0.dtype)
-    return *grads[:4], grad_h0, None, None, None, None
-
-
-_rg_lru.register_autograd(_backward, setup_context=_setup_context)

@@ -95,10 +95,12 @@ def test_packed_documents_equal_separate_ones_and_pads_their_absence():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_registered_op_passes_opcheck(dtype):
-    x, weight, bias, _ = draw(2, 9, 4, 4, dtype, grad=True)
+    inputs = draw(2, 6, 4, 4, dtype, grad=True)
     starts, _ = markers(2, 6, True, False)
     for marker in (None, starts):
-        torch.library.opcheck(torch.ops.recurrent_gemma.causal_conv1d.default, (x, weight, bias, marker, dtype))
+        history = None if marker is None else inputs[3]
+        arguments = (*inputs[:3], history, marker, None, None, "shifted")
+        torch.library.opcheck(torch.ops.recurrent_gemma.causal_conv1d.default, arguments)
 
 
 def test_no_input_mutated_and_the_history_owns_its_memory():

@@ -186,7 +186,8 @@ def test_registered_op_passes_opcheck(dtype, with_options):
     inputs = draw(2, 21, 4, dtype, grad=True)
     starts, valid = markers(2, 21, with_options, with_options)
     h0 = inputs[4] if with_options else None
-    torch.library.opcheck(torch.ops.recurrent_gemma.rg_lru.default, (*inputs[:4], h0, starts, valid, dtype, "chunked"))
+    arguments = (*inputs[:4], h0, starts, valid, None, None, dtype, "chunked")
+    torch.library.opcheck(torch.ops.recurrent_gemma.rg_lru.default, arguments)
 
 
 def test_compiled_with_fullgraph_equals_eager_with_gradients():
