@@ -100,7 +100,7 @@ def needs_registered_op(*tensors: Tensor | None) -> bool:
 
 
 def compiles_as_step(x: Tensor) -> bool:
-    """Whether x, (B, L, R) if not packed, is a single step of compiled inference, for which the compiler takes plain code best."""
+    """Whether x is one step (B, 1, R) of compiled inference, for which the compiler takes plain code best."""
     return torch.compiler.is_compiling() and not torch.is_grad_enabled() and x.ndim == 3 and x.shape[1] == 1
 
 

@@ -121,6 +121,8 @@ def _last_inputs(history: Tensor, tokens: Tensor, starts: Tensor | None, valid: 
     length = tokens.shape[1]
     if valid is None:
         history = torch.cat((history[:, length:], tokens[:, max(0, length - kept) :]), dim=1)
+        if starts is None:
+            return history
         begin = torch.full((batch, 1), length, device=tokens.device)
     else:
         begin = valid.sum(dim=1, keepdim=True)
