@@ -211,7 +211,9 @@ class RecurrentGemmaRecurrentBlock(nn.Module):
         for begin in range(0, x.shape[1], columns):
             span = slice(begin, begin + columns)
             part = self._mix(x[:, span], state, context.columns(span))
+            assert isinstance(part.state, RecurrentState)
             output[:, span], state = part.hidden_states, part.state
+        assert state is not None
         return LayerOutput(output, state)
 
     def _mix(self, x: Tensor, state: RecurrentState | None, context: LayerContext) -> LayerOutput:

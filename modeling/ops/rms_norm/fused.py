@@ -43,8 +43,8 @@ class RMSNormFunction(torch.autograd.Function):
         if torch.is_grad_enabled():
             y = rms_norm_reference(x, weight, ctx.eps)
             inputs = [t for t in (x, weight) if t.requires_grad]
-            found = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
-            return *(next(found) if t.requires_grad else None for t in (x, weight)), None
+            found = dict(zip(map(id, inputs), torch.autograd.grad(y, inputs, grad, create_graph=True), strict=True))
+            return found.get(id(x)), found.get(id(weight)), None
         width, dtype = x.shape[-1], inverse_rms.dtype
         scale = weight.to(dtype) + 1.0
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
