@@ -23,6 +23,7 @@ from recurrent_gemma.modeling.cache import (
     RingState,
 )
 from recurrent_gemma.modeling.ops.causal_conv1d import causal_conv1d
+from recurrent_gemma.modeling.ops.gated_activation import gated_activation
 from recurrent_gemma.modeling.ops.linear import block_diagonal_linear, linear
 from recurrent_gemma.modeling.ops.local_attention import local_attention, local_attention_ring_
 from recurrent_gemma.modeling.ops.rg_lru import rg_lru
@@ -218,7 +219,7 @@ class RecurrentGemmaRecurrentBlock(nn.Module):
 
     def _mix(self, x: Tensor, state: RecurrentState | None, context: LayerContext) -> LayerOutput:
         history, recurrent = (None, None) if state is None else state
-        y = self.act_fn(self.linear_y(x))
+        gate = self.linear_y(x)
         inputs = self.linear_x(x)
         x, history = self.conv_1d(inputs, history, context)
         x, recurrent, *states = self.rg_lru(x, recurrent, context)
@@ -226,7 +227,9 @@ class RecurrentGemmaRecurrentBlock(nn.Module):
         if context.record:
             base = RecurrentState(*map(torch.zeros_like, (history, recurrent))) if state is None else state
             trail = RecurrentTrail(base, inputs, *states).last(context.record, context.starts, context.valid)
-        return LayerOutput(self.linear_out(x * y), RecurrentState(history, recurrent), trail=trail)
+        return LayerOutput(
+            self.linear_out(gated_activation(gate, x, self.act_fn)), RecurrentState(history, recurrent), trail=trail
+        )
 
 
 class RecurrentGemmaAttention(nn.Module):
@@ -309,7 +312,7 @@ class RecurrentGemmaMlp(nn.Module):
         return output
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gated_activation(self.gate_proj(x), self.up_proj(x), self.act_fn))
 
 
 class RecurrentGemmaDecoderLayer(GradientCheckpointingLayer):

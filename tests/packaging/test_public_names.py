@@ -39,13 +39,14 @@ PUBLIC_NAMES = {
         RecurrentGemmaForTokenClassification
     """,
     "recurrent_gemma.modeling.ops": """
-        block_diagonal_linear causal_conv1d causal_conv1d_varlen causal_conv1d_varlen_ linear linear_cross_entropy
-        local_attention rg_lru rg_lru_varlen rg_lru_varlen_ rms_norm
+        block_diagonal_linear causal_conv1d causal_conv1d_varlen causal_conv1d_varlen_ gated_activation linear
+        linear_cross_entropy local_attention rg_lru rg_lru_varlen rg_lru_varlen_ rms_norm
     """,
     "recurrent_gemma.modeling.ops.causal_conv1d": """
         causal_conv1d causal_conv1d_varlen causal_conv1d_varlen_ conv_history
     """,
     "recurrent_gemma.modeling.ops.cross_entropy": "linear_cross_entropy",
+    "recurrent_gemma.modeling.ops.gated_activation": "gated_activation",
     "recurrent_gemma.modeling.ops.linear": "block_diagonal_linear linear",
     "recurrent_gemma.modeling.ops.local_attention": """
         extend_window local_attention local_attention_ring_ ring_to_window window_to_ring
