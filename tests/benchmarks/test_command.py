@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import speed
+from benchmarks import field
 from benchmarks.__main__ import main
 from tests.support import run_python
 
@@ -83,7 +83,7 @@ def test_nothing_is_reported_without_agreement(case: str, tmp_path: Path, monkey
     def disagree(pair):
         raise ValueError("prefill: they differ")
 
-    monkeypatch.setattr(speed, "check_agreement", disagree)
+    monkeypatch.setattr(field, "check_agreement", disagree)
     with pytest.raises(ValueError, match="they differ"):
         _run(tmp_path / "report.json", case, *SPEED_CASES[case])
     assert not (tmp_path / "report.json").exists()
