@@ -104,10 +104,10 @@ def _ops(length: int) -> dict[str, _Op]:
 
     generator = torch.Generator().manual_seed(0)
     starts = torch.zeros(2, length, dtype=torch.bool)
-    starts[:, 0] = starts[1, length // 2] = True
     valid = torch.ones(2, length, dtype=torch.bool)
+    # One row begins behind pads; the other goes on from a state, and a new document begins in it.
     valid[0, : length // 5] = False
-    starts[0, length // 5] = True
+    starts[0, length // 5] = starts[1, length // 2] = True
     markers = {"starts": starts, "valid": valid}
     tokens = (2, length, WIDTH)
     heads = (2, HEADS, length, WIDTH // HEADS)

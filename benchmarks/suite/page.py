@@ -44,6 +44,8 @@ def write(folder: Path, name: str, results: dict[str, Any]) -> Path:
 
 def _run(results: dict[str, Any]) -> str:
     machine, rows = results["environment"], results["rows"]
+    if not rows:
+        return ""
     loads = [row["load_average"] for row in rows.values()]
     facts = {
         "machine": f"{machine['hardware']} ({machine['cpu_capability']}), {machine['cores']} cores",
@@ -184,7 +186,9 @@ def _left_out(results: dict[str, Any]) -> str:
         for name, row in results["rows"].items()
         for who, reason in [*row.get("left_out", {}).items(), *([("ours", row["failed"])] if "failed" in row else [])]
     ]
-    return lines and markdown_table(["row", "", "why there is no figure"], lines)
+    if not lines:
+        return "Every contestant has a figure in every row." if results["rows"] else ""
+    return markdown_table(["row", "", "why there is no figure"], lines)
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {

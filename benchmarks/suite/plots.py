@@ -85,7 +85,8 @@ def _ratios(rows: dict[str, Any]) -> Figure | None:
         return None
     figure, axes = plt.subplots(figsize=(9.5, 1.6 + 0.45 * len(rows)), layout="constrained")
     for y, row in enumerate(reversed(rows.values())):
-        for who, colour in COLOURS.items():
+        # Ours on top of the others.
+        for who, colour in reversed(COLOURS.items()):
             found = ratio(row, who, "floor")
             if found is None:
                 continue
