@@ -59,10 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         ValueError: The implementations disagree, or a value has no meaning; nothing is reported then.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        arguments.insert(0, SUITE)
-    options = _parser().parse_args(arguments)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     if getattr(options, "threads", None) is not None:
         torch.set_num_threads(options.threads)
     machine, console = report.environment(), Console()
@@ -80,6 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = {name: value for name, value in vars(options).items() if name not in ("case", "json", "folder")}
         report.write(options.json, report.as_dict(options.case, chosen, machine, result))
     return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; without a case those of the suite. Ends the process with usage and exit code 2 on a wrong one."""
+    arguments = list(arguments)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments.insert(0, SUITE)
+    return _parser().parse_args(arguments)
 
 
 def _redraw(folder: Path, console: Console) -> int:

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, CompileConfig, DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
@@ -13,6 +13,8 @@ from benchmarks.peers.contestant import Contestant, Decoding, Work
 from benchmarks.timing import synchronize
 from recurrent_gemma.modeling import RecurrentGemmaCache, RecurrentGemmaForCausalLM
 from recurrent_gemma.modeling.compat import CACHE_NAME
+
+Place = tuple[nn.Module, str]
 
 # No token ends a generation before its length.
 NO_SPECIAL_IDS = {"eos_token_id": None, "pad_token_id": None, "bos_token_id": None}
@@ -62,9 +64,11 @@ class TransformersModel(Contestant):
         return step
 
     def decoding(self, prompt: Tensor, tokens: int) -> Decoding:
-        cache = self._new_cache()
+        cache, before = self._new_cache(), _loose_tensors(self.model)
         self._read(prompt[:, :-1], **{CACHE_NAME: cache})
-        return _FromCache(self.model, prompt, tokens, cache)
+        after = _loose_tensors(self.model)
+        kept = {place: tensor for place, tensor in after.items() if before.get(place) is not tensor}
+        return _FromCache(self.model, prompt, tokens, cache, kept)
 
     def to(self, dtype: str) -> None:
         self.model.to(getattr(torch, dtype))
@@ -112,12 +116,16 @@ def loss_of(model: Any, ids: Tensor) -> Tensor:
 
 
 class _FromCache(Decoding):
-    def __init__(self, model: Any, prompt: Tensor, tokens: int, cache: Any) -> None:
-        self._model, self._prompt, self._tokens, self._cache = model, prompt, tokens, cache
-        self.state_bytes = tensor_bytes(cache)
+    """Goes on from a cache, and from what the modules themselves keep: in-tree's recurrent states are there."""
+
+    def __init__(self, model: Any, prompt: Tensor, tokens: int, cache: Cache, kept: dict[Place, Tensor]) -> None:
+        self._model, self._prompt, self._tokens, self._cache, self._kept = model, prompt, tokens, cache, kept
+        self.state_bytes = tensor_bytes([cache, kept])
 
     def seconds_per_token(self) -> float:
-        # A copy: generate() extends what it is given.
+        # Copies: generate() extends what it is given.
+        for (module, name), tensor in self._kept.items():
+            setattr(module, name, tensor.clone())
         return _stopped(self._model, self._prompt, self._tokens, **{CACHE_NAME: copy.deepcopy(self._cache)})
 
 
@@ -162,6 +170,11 @@ class _Stopwatch(BaseStreamer):
 
     def end(self) -> None:
         pass
+
+
+def _loose_tensors(model: nn.Module) -> dict[Place, Tensor]:
+    """Tensors that modules hold as plain attributes, neither parameters nor buffers."""
+    return {(m, name): value for m in model.modules() for name, value in vars(m).items() if isinstance(value, Tensor)}
 
 
 def tensor_bytes(holder: object) -> int:

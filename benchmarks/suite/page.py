@@ -28,6 +28,12 @@ def write(folder: Path, name: str, results: dict[str, Any]) -> Path:
     """
     path = folder / f"{NAME}.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else "# Performance\n"
+    path.write_text(fill(text, name, results), encoding="utf-8")
+    return path
+
+
+def fill(text: str, name: str, results: dict[str, Any]) -> str:
+    """The text of a page with its tables of these results; see :func:`write`."""
     prefix = "" if name == NAME else f"{name}/"
     blocks = {prefix + table: make for table, make in TABLES.items()}
     if not any(f"<!-- table {block} -->" in text for block in blocks):
@@ -38,8 +44,7 @@ def write(folder: Path, name: str, results: dict[str, Any]) -> Path:
             raise ValueError(f"table: expected one of {sorted(TABLES)}, got {block!r}.")
         return (blocks[block](results) or NOTHING) if block in blocks else None
 
-    path.write_text(renew(text, table), encoding="utf-8")
-    return path
+    return renew(text, table)
 
 
 def _run(results: dict[str, Any]) -> str:

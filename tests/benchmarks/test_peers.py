@@ -115,8 +115,32 @@ def test_bytes_of_a_cache_are_whole_storages_once():
     assert tensor_bytes({"a": [tensor, tensor[:2]], "b": (torch.zeros(3, dtype=torch.int64), "text", None)}) == 424
 
 
-def test_decoding_goes_on_from_the_prompt_every_time(ours: TransformersModel):
-    decoding = ours.decoding(random_ids(SIZE, 40), 3)
+@pytest.mark.usefixtures("in_tree_is_exact")
+@pytest.mark.parametrize("name", ["ours", "in-tree", *OTHERS])
+def test_decoding_goes_on_from_the_prompt_every_time(name: str, ours: TransformersModel, monkeypatch):
+    contestant = ours if name == "ours" else PEERS[name].build(SIZE, ours)
+    texts = []
+    generate = contestant.model.generate
+
+    def kept(*args, **options):
+        texts.append(generate(*args, **options))
+        return texts[-1]
+
+    monkeypatch.setattr(contestant.model, "generate", kept)
+    prompt = random_ids(SIZE, 40)
+    decoding = contestant.decoding(prompt, 5)
     before = decoding.state_bytes
     assert decoding.seconds_per_token() > 0 and decoding.seconds_per_token() > 0
-    assert tensor_bytes(decoding._cache) == before > 0
+    assert torch.equal(*texts)
+    assert tensor_bytes([decoding._cache, decoding._kept]) == before
+    texts.append(contestant.model.generate(prompt, max_new_tokens=6, do_sample=False))
+    assert torch.equal(texts[0], texts[-1])
+
+
+@pytest.mark.usefixtures("in_tree_is_exact")
+def test_states_that_in_trees_modules_keep_are_counted(ours: TransformersModel):
+    ids = random_ids(SIZE, 40)
+    decodings = [contestant.decoding(ids, 2) for contestant in (ours, PEERS["in-tree"].build(SIZE, ours))]
+    # Two recurrent layers, fp32 states of 32 channels and at least three columns of the convolution.
+    assert tensor_bytes(decodings[1]._kept) + tensor_bytes(decodings[1]._cache) >= 2 * 32 * 4 * 4
+    assert decodings[1].state_bytes >= decodings[0].state_bytes / 2
