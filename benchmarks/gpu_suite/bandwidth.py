@@ -85,12 +85,12 @@ def rg_lru_alone(
     runs: dict[str, Callable[[], object]] = {
         "ours": partial(_run, lambda *inputs: rg_lru(*inputs, a_param)[0], (x, input_gate, recurrence_gate), training)
     }
-    log_a = torch.empty_like(x).uniform_(-1, -1e-3).detach()
+    log_a = torch.empty_like(x).uniform_(-1, -1e-3)
     for name, scan in scans.items():
-        decay = (log_a if scan.takes_log else log_a.exp()).requires_grad_(training)
-        # As its layout wants them: what lies where makes no difference to the time.
-        inputs = tuple(t.view(batch, width, length) if scan.channels_first else t for t in (x, decay))
-        runs[name] = partial(_run, scan.run, inputs, training)
+        shape = (batch, width, length) if scan.channels_first else x.shape
+        # In the layout that it wants; which value lies where makes no difference to the time.
+        inputs = tuple(t.detach().view(shape) for t in (x, log_a if scan.takes_log else log_a.exp()))
+        runs[name] = partial(_run, scan.run, tuple(t.requires_grad_(training) for t in inputs), training)
     timings = interleave({name: clock(run) for name, run in runs.items()}, repeats=repeats, warmup=3)
     # Forward: inputs and the output. Backward: the output's gradient, inputs again, and their gradients.
     nbytes = {

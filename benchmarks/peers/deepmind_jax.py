@@ -3,6 +3,7 @@
 import functools
 import os
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,26 +26,25 @@ def build_deepmind_jax(size: Size, ours: TransformersModel) -> Contestant:
     if ours.model.device.type != "cpu":
         raise UnavailableError(f"JAX is measured on the CPU only, and this row runs on {ours.model.device}")
     config = deepmind_config(ours.model.config)
-    return DeepMindJax(config, dict(deepmind_weights(ours.model, "flax")))
+    return DeepMindJax(config, deepmind_weights(ours.model, "flax"), ours.parameters)
 
 
 class DeepMindJax(Contestant):
     """Every function is compiled once for a shape, before anything is timed; decoding is one compiled step a token."""
 
-    def __init__(self, config: Any, weights: dict[str, Tensor]) -> None:
+    def __init__(self, config: Any, weights: Iterable[tuple[str, Tensor]], parameters: int) -> None:
         import jax
 
-        self._config, self._jax = config, jax
-        self.parameters = sum(weight.numel() for weight in weights.values())
+        self._config, self._jax, self.parameters = config, jax, parameters
         self.note = f"XLA takes the {os.cpu_count()} cores it finds, whatever torch's threads are"
         # A window as short as the check's is never timed for its own sake, and compiling would take most of the time.
         self._quickly = config.attention_window_size <= CHECK_WINDOW
         self._functions = _compiled(self._quickly)
         self._device = jax.local_devices(backend="cpu")[0]
         with jax.default_device(self._device):
-            # Copies, since training gives their memory away.
-            self._params = _tree({name: jax.numpy.array(array_of(weight)) for name, weight in weights.items()})
-        self.to(str(next(iter(weights.values())).dtype).removeprefix("torch."))
+            # Copies, since training gives their memory away; one by one, since large models fit twice but not thrice.
+            self._params = _tree((name, jax.numpy.array(array_of(weight))) for name, weight in weights)
+        self._model = self._of_dtype(str(self._jax.tree.leaves(self._params)[0].dtype))
 
     def logits(self, ids: Tensor) -> Tensor:
         return self._tensor(self._call("forward", ids, 0)[0])[0]
@@ -86,11 +86,14 @@ class DeepMindJax(Contestant):
         return _Decoding(self, prompt, tokens)
 
     def to(self, dtype: str) -> None:
+        self._model = self._of_dtype(dtype)
+        self._params = self._jax.tree.map(lambda weight: weight.astype(dtype), self._params)
+
+    def _of_dtype(self, dtype: str) -> Any:
         from recurrentgemma.jax.griffin import Griffin
 
         kind = self._jax.numpy.dtype(dtype)
-        self._model = Griffin(self._config, gradient_checkpointing=False, dtype=kind, param_dtype=kind)
-        self._params = self._jax.tree.map(lambda weight: weight.astype(kind), self._params)
+        return Griffin(self._config, gradient_checkpointing=False, dtype=kind, param_dtype=kind)
 
     def _compiled_work(self, work: Work) -> Work:
         work()
@@ -191,10 +194,10 @@ def _options(quickly: bool) -> dict[str, Any] | None:
     return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} if quickly else None
 
 
-def _tree(weights: dict[str, Any]) -> dict[str, Any]:
+def _tree(weights: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Flax's nested parameters of weights by path."""
     tree: dict[str, Any] = {}
-    for path, weight in weights.items():
+    for path, weight in weights:
         *parents, last = path.split("/")
         branch = tree
         for parent in parents:
