@@ -1,56 +1,98 @@
-"""Speed and memory of this package, measured beside Transformers' own class and the floor.
+"""Speed and memory of this package, beside other implementations, other models, and the floor.
 
-    python -m benchmarks prefill [--size 512x6] [--length 8192]
-    python -m benchmarks train [--size 512x6] [--length 2048]
-    python -m benchmarks decode [--size 256x12] [--tokens 128]
+    python -m benchmarks [--only ROW ...] [--again] [--quick] [--output DIR]
+    python -m benchmarks plot DIR
+    python -m benchmarks gpu [--only ROW ...] [--output DIR]
+
+measures the whole suite (docs/performance.md), row by row, goes on where it stopped, draws and writes tables; draws
+anew; and does the same for a GPU, after it was seen to compute what the CPU computes. Single cases:
+
+    python -m benchmarks prefill [--size 512x6] [--length 8192] [--peers in-tree gemma ...]
+    python -m benchmarks train [--size 512x6] [--length 2048] [--peers in-tree gemma ...]
+    python -m benchmarks decode [--size 256x12] [--tokens 128] [--context 16] [--peers in-tree gemma ...]
+    python -m benchmarks profile [--size 512x6] [--length 2048] [--tokens 32]
     python -m benchmarks train-memory [--size 512x6-256k] [--lengths 2048 4096]
     python -m benchmarks memory [--size demo] [--tokens 20000] [--every 1000]
     python -m benchmarks convert [--size 2048x12] [--max-shard-size 300MB] [--dtype bfloat16] [--folder DIR]
     python -m benchmarks prefix-cache [--size demo] [--system 2000] [--tokens 20] [--requests 200]
     python -m benchmarks learning [--jobs 2] [--tasks marker] [--models hawk griffin] [--seeds 0] [--output DIR]
 
-Speed: random weights, shared by both implementations. First they must give the same logits and gradients in fp32; then
-the floor, ours and in-tree run in turn, round by round, in the dtype and on the device asked for. The floor is the
-model's own matrix products at the same shapes (decode: reading its weights once). Train-memory: the most memory that
-one training step takes beyond weights and gradients, each implementation in a process of its own. Memory: one sequence
-grows token by token through the cache. Convert: random weights go to every kind of checkpoint and back, bit for bit;
-time, and resident memory above that of the bare process. Prefix cache: answers below a shared system prompt, cold and
-warm, and hit rates at the sizes of the 2B model, whose states are not computed. Learning: small models trained at one
-length and tested at longer ones, which makes what docs/evidence.md shows.
+Speed: random weights, shared by all implementations of the model. First they must give the same logits (in-tree:
+gradients too) in fp32; other models must give their own twice, with and without their cache. Then the floor, ours and
+the peers run in turn, round by round, in the dtype and on the device asked for. The floor is the model's own matrix
+products at the same shapes (decode: reading its weights once). Profile: where the time of ours goes, by kind of op.
+Train-memory: the most memory that one training step takes beyond weights and gradients, each implementation in a
+process of its own. Memory: one sequence grows token by token through the cache. Convert: random weights go to every
+kind of checkpoint and back, bit for bit; time, and resident memory above that of the bare process. Prefix cache:
+answers below a shared system prompt, cold and warm, and hit rates at the sizes of the 2B model, whose states are not
+computed. Learning: small models trained at one length and tested at longer ones, which makes what docs/evidence.md
+shows.
 
 Only ratios within one run mean something: take them on an otherwise idle machine.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from benchmarks import conversion, memory, prefix_cache, report, speed, train_memory
+from benchmarks import conversion, memory, op_profile, prefix_cache, report, speed, train_memory
+from benchmarks.gpu_suite import command as gpu
 from benchmarks.learning import command as learning
 from benchmarks.models import SIZES
+from benchmarks.peers import DEFAULT_PEERS, PEERS
+from benchmarks.suite import command as suite
+from benchmarks.suite.page import NAME
+
+SUITE = "suite"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one case, print what it found, and write it where ``--json`` says.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the suite or one case, print what it found, and write it where the options say.
+
+    Returns:
+        The exit code.
 
     Raises:
         ValueError: The implementations disagree, or a value has no meaning; nothing is reported then.
     """
-    options = _parser().parse_args(arguments)
-    if options.case == "learning":
-        learning.main(options, report.environment(), Console())
-        return
-    if options.threads is not None:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    if getattr(options, "threads", None) is not None:
         torch.set_num_threads(options.threads)
-    machine = report.environment()
+    machine, console = report.environment(), Console()
+    if options.case == "plot":
+        return _redraw(options.folder, console)
+    if options.case in (SUITE, "gpu"):
+        command = suite if options.case == SUITE else gpu
+        return command.main(options, machine, console)
+    if options.case == "learning":
+        learning.main(options, machine, console)
+        return 0
     result = _run(options)
-    report.show(Console(), options.case, options.size, machine, result)
+    report.show(console, options.case, options.size, machine, result)
     if options.json is not None:
         chosen = {name: value for name, value in vars(options).items() if name not in ("case", "json", "folder")}
         report.write(options.json, report.as_dict(options.case, chosen, machine, result))
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; without a case those of the suite. Ends the process with usage and exit code 2 on a wrong one."""
+    arguments = list(arguments)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments.insert(0, SUITE)
+    return _parser().parse_args(arguments)
+
+
+def _redraw(folder: Path, console: Console) -> int:
+    """Pictures and tables anew, of every results file in the folder."""
+    names = [name for name in (NAME, gpu.NAME) if (folder / "data" / f"{name}.json").is_file()]
+    for name in names or [NAME]:
+        suite.write(folder, name, console)
+    return 0
 
 
 def _run(options: argparse.Namespace) -> report.Result:
@@ -77,10 +119,13 @@ def _run(options: argparse.Namespace) -> report.Result:
             folder=options.folder,
         )
     place = {"device": options.device, "dtype": options.dtype}
+    if options.case == "profile":
+        return op_profile.profile(size, length=options.length, tokens=options.tokens, **place)
     if options.case == "train-memory":
         return train_memory.train_memory(options.size, lengths=options.lengths, **place)
+    place["peers"] = tuple(options.peers)
     if options.case == "decode":
-        return speed.decode(size, tokens=options.tokens, repeats=options.repeats, **place)
+        return speed.decode(size, tokens=options.tokens, context=options.context, repeats=options.repeats, **place)
     case = {"prefill": speed.prefill, "train": speed.train}[options.case]
     return case(size, length=options.length, repeats=options.repeats, **place)
 
@@ -91,6 +136,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     cases = parser.add_subparsers(dest="case", required=True)
 
+    suite.add_arguments(_add_command(cases, SUITE, suite.main))
+    gpu.add_arguments(_add_command(cases, "gpu", gpu.main))
+    _add_command(cases, "plot", _redraw).add_argument("folder", type=Path, metavar="DIR", help="what a suite wrote to")
+
     prefill = _add_case(cases, "prefill", speed.prefill, "512x6")
     prefill.add_argument("--length", type=_positive, default=8192, help="tokens of the prompt (default %(default)s)")
 
@@ -99,15 +148,30 @@ def _parser() -> argparse.ArgumentParser:
 
     decode = _add_case(cases, "decode", speed.decode, "256x12")
     decode.add_argument("--tokens", type=_positive, default=128, help="tokens a round (default %(default)s)")
+    decode.add_argument(
+        "--context", type=_positive, default=speed.DECODE_PROMPT, help="tokens of the prompt (default %(default)s)"
+    )
 
     for case in (prefill, train, decode):
         case.add_argument("--repeats", type=_positive, default=7, help="rounds (default %(default)s)")
+        chosen = " ".join(DEFAULT_PEERS)
+        case.add_argument(
+            "--peers",
+            nargs="*",
+            choices=list(PEERS),
+            default=list(DEFAULT_PEERS),
+            help=f"beside ours (default {chosen})",
+        )
+
+    profiled = _add_case(cases, "profile", op_profile.profile, "512x6")
+    profiled.add_argument("--length", type=_positive, default=2048, help="tokens of the row (default %(default)s)")
+    profiled.add_argument("--tokens", type=_positive, default=32, help="tokens decoded (default %(default)s)")
 
     peak = _add_case(cases, "train-memory", train_memory.train_memory, "512x6-256k")
     peak.add_argument(
         "--lengths", type=_positive, nargs="+", default=[2048, 4096], help="tokens of the row (default %(default)s)"
     )
-    for case in (prefill, train, decode, peak):
+    for case in (prefill, train, decode, profiled, peak):
         case.add_argument("--device", default="cpu", help="such as cuda (default %(default)s)")
         case.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default %(default)s")
 
@@ -126,14 +190,17 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--requests", type=_positive, default=200, help="of the workload (default %(default)s)")
     shared.add_argument("--repeats", type=_positive, default=7, help="rounds (default %(default)s)")
 
-    summary = (learning.main.__doc__ or "").partition("\n")[0]
-    learning.add_arguments(cases.add_parser("learning", help=summary, description=learning.__doc__))
+    learning.add_arguments(_add_command(cases, "learning", learning.main))
     return parser
 
 
-def _add_case(cases: "argparse._SubParsersAction", name: str, run: object, size: str) -> argparse.ArgumentParser:
+def _add_command(cases: "argparse._SubParsersAction", name: str, run: object) -> argparse.ArgumentParser:
     summary = (run.__doc__ or "").partition("\n")[0]
-    case = cases.add_parser(name, help=summary, description=summary)
+    return cases.add_parser(name, help=summary, description=summary)
+
+
+def _add_case(cases: "argparse._SubParsersAction", name: str, run: object, size: str) -> argparse.ArgumentParser:
+    case = _add_command(cases, name, run)
     case.add_argument("--size", choices=sorted(SIZES), default=size, help="width x layers (default %(default)s)")
     case.add_argument("--threads", type=_positive, help="torch's threads (default: torch's own choice)")
     case.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
@@ -148,4 +215,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,13 +15,16 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from benchmarks.conversion import ConversionCase
+from benchmarks.field import Entrant
 from benchmarks.memory import MemoryResult
+from benchmarks.op_profile import KINDS, ProfileResult
+from benchmarks.peers import PEERS
 from benchmarks.prefix_cache import PrefixCacheResult
 from benchmarks.speed import SpeedResult
 from benchmarks.timing import Timing
 from benchmarks.train_memory import TrainMemoryResult
 
-Result = SpeedResult | TrainMemoryResult | MemoryResult | PrefixCacheResult | ConversionCase
+Result = SpeedResult | TrainMemoryResult | MemoryResult | PrefixCacheResult | ProfileResult | ConversionCase
 
 # Each changes what allocating and freeing large temporaries costs.
 _ALLOCATOR_PREFIXES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -70,6 +73,8 @@ def show(console: Console, case: str, size: str, machine: dict[str, Any], result
         _show_train_memory(console, case, size, result)
     elif isinstance(result, MemoryResult):
         _show_memory(console, result)
+    elif isinstance(result, ProfileResult):
+        _show_profile(console, case, size, result)
     elif isinstance(result, ConversionCase):
         _show_conversion(console, result)
     else:
@@ -86,8 +91,8 @@ def _show_speed(console: Console, case: str, size: str, result: SpeedResult) -> 
         table.add_row(
             name,
             *(f"{1e3 * seconds:.4g}" for seconds in (timing.median, *timing.spread)),
-            "" if timing is floor else _ratio(timing.ratios_to(floor)),
-            _ratio(timing.ratios_to(ours)) if name == "in-tree" else "",
+            "" if timing is floor else _ratio(timing.over(floor)),
+            "" if timing in (floor, ours) else _ratio(timing.over(ours)),
         )
     console.print(table)
     agreement = result.agreement
@@ -98,6 +103,20 @@ def _show_speed(console: Console, case: str, size: str, result: SpeedResult) -> 
         f"decoding {agreement.decode:.1g}, gradients {agreement.gradients:.1g} of the largest",
         highlight=False,
     )
+    for name, entrant in result.entrants.items():
+        console.print(f"{name}: {_about(name, entrant)}", highlight=False)
+    for name, reason in result.left_out.items():
+        console.print(f"{name}: left out, since {reason}", highlight=False)
+
+
+def _about(name: str, entrant: Entrant) -> str:
+    facts = [f"{entrant.parameters:,} parameters"]
+    if entrant.state_bytes:
+        facts.append(f"state {decimal(entrant.state_bytes)}")
+    if name in PEERS:
+        what = "logits and loss differ from ours" if PEERS[name].same_weights else "its decoding and single pass differ"
+        facts.append(f"{what} by {entrant.difference:.1g}")
+    return "; ".join([*facts, *([entrant.note] if entrant.note else [])])
 
 
 def _show_train_memory(console: Console, case: str, size: str, result: TrainMemoryResult) -> None:
@@ -117,6 +136,17 @@ def _show_train_memory(console: Console, case: str, size: str, result: TrainMemo
         f"{decimal(result.logits_bytes)}",
         highlight=False,
     )
+
+
+def _show_profile(console: Console, case: str, size: str, result: ProfileResult) -> None:
+    table = Table(title=f"{case} {size}: % of the time, by kind of op", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for name, part in result.parts.items():
+        table.add_column(f"{name} ({1e3 * part.seconds:.4g} ms)", justify="right")
+    for kind in KINDS:
+        shares = (100 * part.by_kind[kind] / sum(part.by_kind.values()) for part in result.parts.values())
+        table.add_row(kind, *(f"{share:.1f}" for share in shares))
+    console.print(table)
 
 
 def _show_memory(console: Console, result: MemoryResult) -> None:
@@ -180,8 +210,8 @@ def _summary(name: str, result: SpeedResult) -> dict[str, Any]:
     return {
         "median_seconds": timing.median,
         "spread_seconds": timing.spread,
-        "ratio_to_floor": timing.ratios_to(result.timings["floor"]).median,
-        "ratio_to_ours": timing.ratios_to(result.timings["ours"]).median,
+        "ratio_to_floor": timing.over(result.timings["floor"]).median,
+        "ratio_to_ours": timing.over(result.timings["ours"]).median,
     }
 
 

@@ -1,21 +1,19 @@
-"""The speed cases: prefill, training step and decoding, of the floor, of ours and of in-tree, in one process."""
+"""The speed cases: prefill, training step and decoding, of the floor, of ours and of its peers, in one process."""
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-import torch
-from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
-
-from benchmarks.agreement import Agreement, check_agreement
+from benchmarks.agreement import Agreement
+from benchmarks.field import Entrant, Field, build_field
 from benchmarks.floor import MatrixProducts, WeightRead
-from benchmarks.models import Model, Pair, Size, build_pair, random_ids
-from benchmarks.timing import Timing, clock, interleave, synchronize
-from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
+from benchmarks.models import Size, random_ids
+from benchmarks.peers import DEFAULT_PEERS, Contestant, Decoding, UnavailableError
+from benchmarks.timing import Timing, clock, interleave, measure_within
 
 DECODE_PROMPT = 16
+
+Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True)
@@ -26,148 +24,145 @@ class SpeedResult:
         work: What was timed, in words.
         floor: What the floor is, in words.
         floor_rate: The floor's rate, from its median: what this machine gave at best in this process.
+        floor_amount: Multiplications and additions of the floor, or its bytes.
         agreement: How far ours and in-tree were apart before anything was timed.
-        timings: Seconds of ``floor``, ``ours`` and ``in-tree``.
+        timings: Seconds of ``floor``, ``ours`` and the peers.
+        entrants: What else is known of ours and the peers.
+        left_out: Peers that did not take part, and why.
+        once: Peers that were measured once, without a round to warm up.
     """
 
     work: str
     floor: str
     floor_rate: str
+    floor_amount: int
     agreement: Agreement
     timings: dict[str, Timing]
+    entrants: dict[str, Entrant]
+    left_out: dict[str, str]
+    once: tuple[str, ...]
 
 
-def prefill(size: Size, *, length: int, repeats: int, device: str = "cpu", dtype: str = "float32") -> SpeedResult:
+def prefill(
+    size: Size,
+    *,
+    length: int,
+    repeats: int,
+    device: str = "cpu",
+    dtype: str = "float32",
+    peers: tuple[str, ...] = DEFAULT_PEERS,
+    seconds: float | None = None,
+) -> SpeedResult:
     """Read a prompt of ``length`` tokens: a cache and the logits of its last token."""
-    pair, agreement = _agreeing_pair(size, device, dtype)
+    found = build_field("prefill", size, peers=peers, device=device, dtype=dtype)
     ids = random_ids(size, length, device=device)
-    products = MatrixProducts(pair.ours, length, logits=1)
-    timings = interleave(
-        {
-            "floor": clock(products),
-            "ours": clock(partial(_read_prompt, pair.ours, ids)),
-            "in-tree": clock(partial(_read_prompt, pair.in_tree, ids)),
-        },
-        repeats=repeats,
-    )
+    products = MatrixProducts(found.ours.model, length, logits=1)
+    work = _prepared(found, lambda contestant: clock(contestant.prefill(ids)))
+    timings, once = _measure({"floor": clock(products), **work}, repeats, seconds)
     return SpeedResult(
         work=f"prefill of {length:,} tokens (with a cache, logits of the last token)",
         floor="the model's matrix products alone",
         floor_rate=f"{products.flops / timings['floor'].median / 1e9:.0f} GFLOP/s",
-        agreement=agreement,
-        timings=timings,
+        floor_amount=products.flops,
+        **_rest(found, timings, once),
     )
 
 
-def train(size: Size, *, length: int, repeats: int, device: str = "cpu", dtype: str = "float32") -> SpeedResult:
+def train(
+    size: Size,
+    *,
+    length: int,
+    repeats: int,
+    device: str = "cpu",
+    dtype: str = "float32",
+    peers: tuple[str, ...] = DEFAULT_PEERS,
+    seconds: float | None = None,
+) -> SpeedResult:
     """One training step on one row of ``length`` tokens: forward, loss at every token, backward, AdamW.
 
-    As Trainer asks for it: with the number of labels, and nothing but the loss is read. Both implementations train the
-    same parameters with the same optimizer, so their weights are equal at every step.
+    As Trainer asks for it: with the number of labels, and nothing but the loss is read. Ours and in-tree train the same
+    parameters with the same optimizer, so their weights are equal at every step.
     """
-    pair, agreement = _agreeing_pair(size, device, dtype)
+    found = build_field("train", size, peers=peers, device=device, dtype=dtype)
     ids = random_ids(size, length, device=device)
-    products = MatrixProducts(pair.ours, length, logits=length)
-    optimizer = torch.optim.AdamW(pair.ours.parameters(), lr=1e-5)
-    pair.ours.train()
-    pair.in_tree.train()
-    timings = interleave(
-        {
-            # The backward of a product is two of its size, with respect to either factor.
-            "floor": clock(products, scale=3.0),
-            "ours": clock(partial(_training_step, pair.ours, ids, optimizer)),
-            "in-tree": clock(partial(_training_step, pair.in_tree, ids, optimizer)),
-        },
-        repeats=repeats,
-    )
+    products = MatrixProducts(found.ours.model, length, logits=length)
+    work = _prepared(found, lambda contestant: clock(contestant.training_step(ids)))
+    # The backward of a product is two of its size, with respect to either factor.
+    timings, once = _measure({"floor": clock(products, scale=3.0), **work}, repeats, seconds)
     return SpeedResult(
         work=f"training step of {length:,} tokens (forward, loss, backward, AdamW)",
         floor="three times the matrix products of the forward",
         floor_rate=f"{3 * products.flops / timings['floor'].median / 1e9:.0f} GFLOP/s",
-        agreement=agreement,
-        timings=timings,
+        floor_amount=3 * products.flops,
+        **_rest(found, timings, once),
     )
 
 
-def decode(size: Size, *, tokens: int, repeats: int, device: str = "cpu", dtype: str = "float32") -> SpeedResult:
+def decode(
+    size: Size,
+    *,
+    tokens: int,
+    repeats: int,
+    context: int = DECODE_PROMPT,
+    device: str = "cpu",
+    dtype: str = "float32",
+    peers: tuple[str, ...] = DEFAULT_PEERS,
+    seconds: float | None = None,
+) -> SpeedResult:
     """One token through generate(), greedy: the mean over ``tokens`` tokens, the prompt and the first one not counted.
 
+    The prompt of ``context`` tokens is read once; every round goes on from a copy of what was kept of it.
+
     Raises:
-        ValueError: ``tokens`` is below 1.
+        ValueError: ``tokens`` is below 1, or ``context`` below 2.
     """
     if tokens < 1:
         raise ValueError(f"tokens: expected at least 1, got {tokens}.")
-    pair, agreement = _agreeing_pair(size, device, dtype)
-    prompt = random_ids(size, DECODE_PROMPT, device=device)
-    read = WeightRead(pair.ours)
-    timings = interleave(
-        {
-            "floor": read,
-            "ours": _decoding(pair.ours, prompt, tokens),
-            "in-tree": _decoding(pair.in_tree, prompt, tokens),
-        },
-        repeats=repeats,
-    )
+    if context < 2:
+        raise ValueError(f"context: expected at least 2, got {context}.")
+    found = build_field("decode", size, peers=peers, device=device, dtype=dtype)
+    prompt = random_ids(size, context, device=device)
+    read = WeightRead(found.ours.model)
+
+    decodings: dict[str, Decoding] = _prepared(found, lambda contestant: contestant.decoding(prompt, tokens))
+    for name, decoding in decodings.items():
+        found.entrants[name] = replace(found.entrants[name], state_bytes=decoding.state_bytes)
+    work = {name: decoding.seconds_per_token for name, decoding in decodings.items()}
+    timings, once = _measure({"floor": read, **work}, repeats, seconds)
     return SpeedResult(
-        work=f"one token through generate() (mean of {tokens:,} after a prompt of {DECODE_PROMPT})",
+        work=f"one token through generate() (mean of {tokens:,} after a prompt of {context:,})",
         floor=f"reading the weights' {read.bytes / 1e6:.1f} MB once",
         floor_rate=f"{read.bytes / timings['floor'].median / 1e9:.1f} GB/s",
-        agreement=agreement,
-        timings=timings,
+        floor_amount=read.bytes,
+        **_rest(found, timings, once),
     )
 
 
-def _agreeing_pair(size: Size, device: str, dtype: str) -> tuple[Pair, Agreement]:
-    """Both implementations, whose numbers agree in fp32, in the dtype they are timed in."""
-    with torch.device(device):
-        pair = build_pair(size)
-    agreement = check_agreement(pair)
-    return pair.to(dtype=getattr(torch, dtype)), agreement
+def _prepared(found: Field, prepare: Callable[[Contestant], Prepared]) -> dict[str, Prepared]:
+    """What is timed of each contestant; who cannot prepare it is left out."""
+    works = {}
+    for name, contestant in list(found.contestants.items()):
+        try:
+            works[name] = prepare(contestant)
+        except UnavailableError as reason:
+            found.left_out[name] = str(reason)
+            del found.contestants[name], found.entrants[name]
+    return works
 
 
-@torch.inference_mode()
-def _read_prompt(model: Model, ids: Tensor) -> None:
-    model(input_ids=ids, use_cache=True, logits_to_keep=1)
+def _measure(
+    work: dict[str, Callable[[], float]], repeats: int, seconds: float | None
+) -> tuple[dict[str, Timing], tuple[str, ...]]:
+    if seconds is None:
+        return interleave(work, repeats=repeats), ()
+    return measure_within(work, repeats=repeats, seconds=seconds)
 
 
-def _training_step(model: Model, ids: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    loss_of(model, ids).backward()
-    optimizer.step()
-
-
-def loss_of(model: Model, ids: Tensor) -> Tensor:
-    """The mean loss of ids (1, L), asked for as Trainer does in training. In-tree takes no ``num_items_in_batch``."""
-    count = {"num_items_in_batch": ids.shape[1] - 1} if isinstance(model, RecurrentGemmaForCausalLM) else {}
-    return model(input_ids=ids, labels=ids, use_cache=False, **count).loss
-
-
-class _Stopwatch(BaseStreamer):
-    """Notes when generate() hands over the prompt and each token."""
-
-    def __init__(self) -> None:
-        self.stamps: list[float] = []
-
-    def put(self, value: Tensor) -> None:
-        synchronize()
-        self.stamps.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-
-def _decoding(model: Model, prompt: Tensor, tokens: int) -> Callable[[], float]:
-    def seconds_per_token() -> float:
-        stopwatch = _Stopwatch()
-        model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=tokens + 1,
-            do_sample=False,
-            streamer=stopwatch,
-        )
-        # The prompt, the token that its forward pass gave, then one stamp for each decoded token.
-        _, first, *decoded = stopwatch.stamps
-        return (decoded[-1] - first) / len(decoded)
-
-    return seconds_per_token
+def _rest(found: Field, timings: dict[str, Timing], once: tuple[str, ...]) -> dict:
+    return {
+        "agreement": found.agreement,
+        "timings": timings,
+        "entrants": found.entrants,
+        "left_out": found.left_out,
+        "once": once,
+    }

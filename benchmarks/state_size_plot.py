@@ -1,6 +1,6 @@
 """Draws the README's picture: bytes that one sequence keeps against its length, for this family and for full attention.
 
-    python benchmarks/state_size_plot.py [--preset recurrentgemma-2b] [--output docs/images/state_size.svg]
+    python -m benchmarks.state_size_plot [--preset recurrentgemma-2b] [--output docs/images/state_size.svg]
 
 Sizes are computed from the config, not measured; the tests compare them with the tensors of a cache.
 """
@@ -8,11 +8,11 @@ Sizes are computed from the config, not measured; the tests compare them with th
 import argparse
 from pathlib import Path
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 
+from benchmarks.style import drawing, save
 from recurrent_gemma.configuration import PRESETS, RecurrentGemmaConfig
 from recurrent_gemma.configuration.state_size import kv_cache_bytes, state_bytes
 
@@ -20,16 +20,6 @@ LENGTHS = [2**exponent for exponent in range(7, 21)]
 DTYPE = torch.bfloat16
 OURS, FULL_ATTENTION = "#0b7285", "#c2255c"
 DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "state_size.svg"
-
-STYLE = {
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    # Text as outlines and fixed ids: the same picture everywhere, and the same file from one run to the next.
-    "svg.fonttype": "path",
-    "svg.hashsalt": "recurrent-gemma",
-}
 
 
 def draw(axes: Axes, config: RecurrentGemmaConfig, title: str) -> None:
@@ -61,13 +51,10 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="recurrentgemma-2b")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="picture; its suffix gives the format")
     options = parser.parse_args()
-    mpl.use("agg")
-    with plt.rc_context(STYLE):
+    with drawing():
         figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
         draw(axes, RecurrentGemmaConfig.from_preset(options.preset), f"What one sequence costs: {options.preset}")
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"Date": None} if options.output.suffix == ".svg" else None
-        figure.savefig(options.output, metadata=metadata, facecolor="white", dpi=150)
+        save(figure, options.output)
 
 
 def _size(size: int) -> str:

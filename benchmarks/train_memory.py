@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.models import SIZES, Model, build_in_tree, build_ours, random_ids
+from benchmarks.peers.transformers_model import loss_of
 from benchmarks.resident import in_its_own_process, watch
-from benchmarks.speed import loss_of
 
 _BUILDERS = {"ours": build_ours, "in-tree": build_in_tree}
 

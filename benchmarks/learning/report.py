@@ -1,18 +1,17 @@
 """What the runs show: pictures of accuracy against length, and the tables of docs/evidence.md."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from benchmarks import pages
 from benchmarks.learning.models import COMPARED, MODELS
 from benchmarks.learning.tasks import TASKS, Task
 from benchmarks.learning.training import Run
-from benchmarks.state_size_plot import STYLE
+from benchmarks.style import drawing, save
 
 # Accuracy below which a run counts among the failures.
 HELD = 0.9
@@ -59,14 +58,13 @@ def renew(page: str, results: dict[str, Any]) -> str:
         ValueError: The page asks for a table that does not exist.
     """
 
-    def fill(block: re.Match) -> str:
-        name = block["name"]
+    def table(name: str) -> str:
         made = _table(name, results)
         if made is None:
             raise ValueError(f"table: expected the name of a task or of a table in {sorted(_TABLES)}, got {name!r}.")
-        return f"<!-- table {name} -->\n{made}\n<!-- end -->"
+        return made
 
-    return re.sub(r"<!-- table (?P<name>\S+) -->\n.*?<!-- end -->", fill, page, flags=re.DOTALL)
+    return pages.renew(page, table)
 
 
 def _table(name: str, results: dict[str, Any]) -> str | None:
@@ -191,10 +189,9 @@ def _draw(path: Path, runs: Sequence[dict[str, Any]], models: Sequence[str] | No
             shown[task.name, test] = names
     if not shown:
         return False
-    mpl.use("agg")
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    with plt.rc_context({**STYLE, "font.size": 9}):
+    with drawing(**{"font.size": 9}):
         figure, grid = plt.subplots(
             rows, columns, figsize=(3.4 * columns, 2.9 * rows), layout="constrained", squeeze=False
         )
@@ -207,8 +204,7 @@ def _draw(path: Path, runs: Sequence[dict[str, Any]], models: Sequence[str] | No
         }
         place = {"loc": "outside lower center", "ncols": 5 if columns > 2 else 2, "frameon": False}
         figure.legend(handles.values(), handles.keys(), **place)
-        figure.savefig(path, metadata={"Date": None}, facecolor="white")
-        plt.close(figure)
+        save(figure, path)
     return True
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import speed
+from benchmarks import field
 from benchmarks.__main__ import main
 from tests.support import run_python
 
@@ -47,6 +47,24 @@ def test_speed_cases(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "in-tree" in printed
 
 
+@pytest.mark.usefixtures("in_tree_is_exact")
+def test_peers_stand_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    report = _run(
+        tmp_path / "r.json", "prefill", "--length", "20", "--repeats", "1", "--peers", "gemma", "ours-compiled"
+    )
+    assert list(report["result"]["timings"]) == ["floor", "ours", "gemma"]
+    assert set(report["result"]["entrants"]) == {"ours", "gemma"}
+    assert "decode only" in report["result"]["left_out"]["ours-compiled"]
+    printed = capsys.readouterr().out
+    assert "gemma: 37,600 parameters" in printed and "ours-compiled: left out" in printed
+
+
+def test_profile_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    parts = _run(tmp_path / "report.json", "profile", "--length", "40", "--tokens", "3")["result"]["parts"]
+    assert list(parts) == ["prefill, 40 tokens", "decoding, 3 tokens", "training step, 40 tokens"]
+    assert "matrix products" in capsys.readouterr().out
+
+
 def test_memory_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     report = _run(tmp_path / "report.json", "memory", "--tokens", "60", "--every", "20")
     assert [sample["tokens"] for sample in report["result"]["samples"]] == [20, 40, 60]
@@ -83,14 +101,22 @@ def test_nothing_is_reported_without_agreement(case: str, tmp_path: Path, monkey
     def disagree(pair):
         raise ValueError("prefill: they differ")
 
-    monkeypatch.setattr(speed, "check_agreement", disagree)
+    monkeypatch.setattr(field, "check_agreement", disagree)
     with pytest.raises(ValueError, match="they differ"):
         _run(tmp_path / "report.json", case, *SPEED_CASES[case])
     assert not (tmp_path / "report.json").exists()
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("arguments", [["prefill", "--repeats", "0"], ["memory", "--size", "huge"], []])
+WRONG = (
+    ["prefill", "--repeats", "0"],
+    ["memory", "--size", "huge"],
+    ["train", "--peers", "nobody"],
+    ["--only", "nothing"],
+)
+
+
+@pytest.mark.parametrize("arguments", WRONG)
 def test_wrong_arguments_end_with_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main(arguments)

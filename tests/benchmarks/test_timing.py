@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import timing
-from benchmarks.timing import Timing, clock, interleave
+from benchmarks.timing import Timing, clock, interleave, measure_within
 
 
 def _scripted(name: str, seconds: list[float], log: list[str]) -> Callable[[], float]:
@@ -67,3 +67,42 @@ def test_what_is_no_time_is_refused(taken: float):
 def test_timings_of_different_measurements_are_not_compared():
     with pytest.raises(ValueError, match=r"expected as many rounds as here \(1\), got 2"):
         Timing((1.0,)).ratios_to(Timing((1.0, 2.0)))
+
+
+def test_what_was_measured_once_is_compared_with_the_median():
+    rounds, once = Timing((1.0, 2.0, 6.0)), Timing((4.0,))
+    assert once.over(rounds) == Timing((2.0,))
+    assert rounds.over(once) == Timing((0.25, 0.5, 1.5))
+    assert rounds.over(rounds) == Timing((1.0, 1.0, 1.0))
+
+
+def _on_a_clock(monkeypatch: pytest.MonkeyPatch, wall: dict[str, float], log: list[str]):
+    """Contestants that take so long, by a clock that only they move."""
+    now = 0.0
+
+    def contestant(name: str) -> Callable[[], float]:
+        def run() -> float:
+            nonlocal now
+            now += wall[name]
+            log.append(name)
+            return wall[name]
+
+        return run
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    return {name: contestant(name) for name in wall}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rounds", "once"),
+    [(1000.0, 5, ()), (50.0, 4, ("slow",)), (17.0, 3, ("slow", "slower")), (0.0, 3, None)],
+)
+def test_the_slowest_are_measured_once_where_time_is_short(monkeypatch, seconds, rounds, once):
+    wall = {"floor": 2.0, "ours": 3.0, "slow": 30.0, "slower": 7.0}
+    log: list[str] = []
+    found, dropped = measure_within(_on_a_clock(monkeypatch, wall, log), repeats=5, seconds=seconds)
+    once = ("slow", "slower") if once is None else once
+    assert dropped == once and list(found) == list(wall)
+    for name, taken in found.items():
+        assert taken == Timing((wall[name],) * (1 if name in once else rounds))
+        assert log.count(name) == (1 if name in once else 1 + rounds)

@@ -80,7 +80,7 @@ def test_memory_table(preset: str):
 def test_picture_and_what_is_said_of_it(tmp_path: Path):
     require("matplotlib")
     drawn = tmp_path / "state_size.svg"
-    run_python("-W", "error", str(ROOT / "benchmarks" / "state_size_plot.py"), "--output", str(drawn), cwd=tmp_path)
+    run_python("-W", "error", "-m", "benchmarks.state_size_plot", "--output", str(drawn), cwd=tmp_path)
     assert drawn.read_text().rstrip().endswith("</svg>")
     config = RecurrentGemmaConfig.from_preset("recurrentgemma-2b", dtype=torch.bfloat16)
     ((text, target),) = re.findall(r"!\[(.*?)\]\((.*?)\)", README)
