@@ -136,8 +136,6 @@ class _Compiled(Decoding):
 
     def seconds_per_token(self) -> float:
         compiling = CompileConfig(fullgraph=True, mode="default")
-        # generate() compiles on accelerators only, unless it is told that every device is meant.
-        compiling._compile_all_devices = True
         return _stopped(
             self._model, self._prompt, self._tokens, cache_implementation="static", compile_config=compiling
         )
