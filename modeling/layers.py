@@ -113,12 +113,14 @@ class RecurrentGemmaScaledEmbedding(nn.Embedding):
         return embedded if self.embed_scale == 1.0 else embedded * self.embed_scale
 
 
-class ScaledInitLinear(nn.Linear):
-    """A linear layer whose weights start with variance ``init_scale / in_features`` instead of ``1 / in_features``."""
+def scaled_init_linear(in_features: int, out_features: int, init_scale: float) -> nn.Linear:
+    """A linear layer whose weights start with variance ``init_scale / in_features`` instead of ``1 / in_features``.
 
-    def __init__(self, in_features: int, out_features: int, init_scale: float) -> None:
-        super().__init__(in_features, out_features)
-        self.init_scale = init_scale
+    Not a class of its own: bitsandbytes and others quantize ``nn.Linear`` itself and silently leave subclasses out.
+    """
+    linear = nn.Linear(in_features, out_features)
+    linear.init_scale = init_scale  # type: ignore[assignment]
+    return linear
 
 
 class RecurrentGemmaRMSNorm(nn.Module):
@@ -192,7 +194,7 @@ class RecurrentGemmaRecurrentBlock(nn.Module):
         super().__init__()
         self.linear_y = nn.Linear(config.hidden_size, config.lru_width)
         self.linear_x = nn.Linear(config.hidden_size, config.lru_width)
-        self.linear_out = ScaledInitLinear(config.lru_width, config.hidden_size, config.final_w_init_variance_scale)
+        self.linear_out = scaled_init_linear(config.lru_width, config.hidden_size, config.final_w_init_variance_scale)
         self.conv_1d = RecurrentGemmaConv1d(config.lru_width, config.conv1d_width)
         self.rg_lru = RecurrentGemmaRglru(config)
         self.act_fn = ACT2FN[config.hidden_activation]
@@ -222,7 +224,7 @@ class RecurrentGemmaAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.o_proj = ScaledInitLinear(config.hidden_size, config.hidden_size, config.final_w_init_variance_scale)
+        self.o_proj = scaled_init_linear(config.hidden_size, config.hidden_size, config.final_w_init_variance_scale)
 
     def forward(
         self, x: Tensor, state: AttentionState | RingState | None, context: LayerContext, return_weights: bool = False
@@ -271,9 +273,9 @@ class RecurrentGemmaMlp(nn.Module):
     def __init__(self, config: RecurrentGemmaConfig) -> None:
         super().__init__()
         # One matrix of two halves in the source, whose fan-in counts both: half the variance.
-        self.gate_proj = ScaledInitLinear(config.hidden_size, config.mlp_width, 0.5)
-        self.up_proj = ScaledInitLinear(config.hidden_size, config.mlp_width, 0.5)
-        self.down_proj = ScaledInitLinear(config.mlp_width, config.hidden_size, config.final_w_init_variance_scale)
+        self.gate_proj = scaled_init_linear(config.hidden_size, config.mlp_width, 0.5)
+        self.up_proj = scaled_init_linear(config.hidden_size, config.mlp_width, 0.5)
+        self.down_proj = scaled_init_linear(config.mlp_width, config.hidden_size, config.final_w_init_variance_scale)
         self.act_fn = ACT2FN[config.hidden_activation]
 
     def forward(self, x: Tensor) -> Tensor:

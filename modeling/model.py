@@ -30,7 +30,6 @@ from recurrent_gemma.modeling.layers import (
     RecurrentGemmaRglru,
     RecurrentGemmaRMSNorm,
     RecurrentGemmaScaledEmbedding,
-    ScaledInitLinear,
     Sealed,
     attention_backend,
     rotary_angles,
@@ -104,7 +103,7 @@ class RecurrentGemmaPreTrainedModel(PreTrainedModel):
                 init.zeros_(bias)
             init.copy_(module.recurrent_param, _draw_recurrent_param(module.recurrent_param))
         elif isinstance(module, nn.Linear):
-            scale = module.init_scale if isinstance(module, ScaledInitLinear) else 1.0
+            scale = vars(module).get("init_scale", 1.0)
             init.normal_(module.weight, std=math.sqrt(scale / module.in_features))
             if module.bias is not None:
                 init.zeros_(module.bias)
