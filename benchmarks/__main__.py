@@ -2,7 +2,7 @@
 
     python -m benchmarks prefill [--size 512x6] [--length 8192]
     python -m benchmarks train [--size 512x6] [--length 2048]
-    python -m benchmarks decode [--size 256x12] [--tokens 128]
+    python -m benchmarks decode [--size 256x12] [--tokens 128] [--quantize int8 int4]
     python -m benchmarks train-memory [--size 512x6-256k] [--lengths 2048 4096]
     python -m benchmarks memory [--size demo] [--tokens 20000] [--every 1000]
     python -m benchmarks convert [--size 2048x12] [--max-shard-size 300MB] [--dtype bfloat16] [--folder DIR]
@@ -31,6 +31,7 @@ from rich.console import Console
 from benchmarks import conversion, memory, prefix_cache, report, speed, train_memory
 from benchmarks.learning import command as learning
 from benchmarks.models import SIZES
+from benchmarks.quantized import SCHEMES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,7 +81,7 @@ def _run(options: argparse.Namespace) -> report.Result:
     if options.case == "train-memory":
         return train_memory.train_memory(options.size, lengths=options.lengths, **place)
     if options.case == "decode":
-        return speed.decode(size, tokens=options.tokens, repeats=options.repeats, **place)
+        return speed.decode(size, tokens=options.tokens, repeats=options.repeats, quantize=options.quantize, **place)
     case = {"prefill": speed.prefill, "train": speed.train}[options.case]
     return case(size, length=options.length, repeats=options.repeats, **place)
 
@@ -99,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
 
     decode = _add_case(cases, "decode", speed.decode, "256x12")
     decode.add_argument("--tokens", type=_positive, default=128, help="tokens a round (default %(default)s)")
+
+    decode.add_argument(
+        "--quantize", choices=sorted(SCHEMES), nargs="+", default=[], help="also ours with quantized linear layers"
+    )
 
     for case in (prefill, train, decode):
         case.add_argument("--repeats", type=_positive, default=7, help="rounds (default %(default)s)")

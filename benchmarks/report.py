@@ -78,7 +78,7 @@ def show(console: Console, case: str, size: str, machine: dict[str, Any], result
 
 def _show_speed(console: Console, case: str, size: str, result: SpeedResult) -> None:
     table = Table(title=f"{case} {size}: {result.work}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True, min_width=max(map(len, result.timings)))
     for heading in ("median ms", "fastest", "slowest", "x floor", "x ours"):
         table.add_column(heading, justify="right", no_wrap=True)
     floor, ours = result.timings["floor"], result.timings["ours"]
@@ -87,7 +87,7 @@ def _show_speed(console: Console, case: str, size: str, result: SpeedResult) -> 
             name,
             *(f"{1e3 * seconds:.4g}" for seconds in (timing.median, *timing.spread)),
             "" if timing is floor else _ratio(timing.ratios_to(floor)),
-            _ratio(timing.ratios_to(ours)) if name == "in-tree" else "",
+            "" if name in ("floor", "ours") else _ratio(timing.ratios_to(ours)),
         )
     console.print(table)
     agreement = result.agreement

@@ -1,7 +1,7 @@
 """The speed cases: prefill, training step and decoding, of the floor, of ours and of in-tree, in one process."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from benchmarks.agreement import Agreement, check_agreement
 from benchmarks.floor import MatrixProducts, WeightRead
 from benchmarks.models import Model, Pair, Size, build_pair, random_ids
+from benchmarks.quantized import quantized
 from benchmarks.timing import Timing, clock, interleave, synchronize
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 
@@ -27,7 +28,7 @@ class SpeedResult:
         floor: What the floor is, in words.
         floor_rate: The floor's rate, from its median: what this machine gave at best in this process.
         agreement: How far ours and in-tree were apart before anything was timed.
-        timings: Seconds of ``floor``, ``ours`` and ``in-tree``.
+        timings: Seconds of ``floor``, ``ours``, what is quantized of it, and ``in-tree``.
     """
 
     work: str
@@ -89,8 +90,18 @@ def train(size: Size, *, length: int, repeats: int, device: str = "cpu", dtype: 
     )
 
 
-def decode(size: Size, *, tokens: int, repeats: int, device: str = "cpu", dtype: str = "float32") -> SpeedResult:
+def decode(
+    size: Size,
+    *,
+    tokens: int,
+    repeats: int,
+    device: str = "cpu",
+    dtype: str = "float32",
+    quantize: Sequence[str] = (),
+) -> SpeedResult:
     """One token through generate(), greedy: the mean over ``tokens`` tokens, the prompt and the first one not counted.
+
+    Ours is measured once more for each scheme in ``quantize``.
 
     Raises:
         ValueError: ``tokens`` is below 1.
@@ -104,6 +115,7 @@ def decode(size: Size, *, tokens: int, repeats: int, device: str = "cpu", dtype:
         {
             "floor": read,
             "ours": _decoding(pair.ours, prompt, tokens),
+            **{f"ours {name}": _decoding(quantized(pair.ours, name), prompt, tokens) for name in quantize},
             "in-tree": _decoding(pair.in_tree, prompt, tokens),
         },
         repeats=repeats,

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import speed
 from benchmarks.__main__ import main
-from tests.support import run_python
+from tests.support import require, run_python
 
 SPEED_CASES = {
     "prefill": ["--length", "40"],
@@ -45,6 +45,15 @@ def test_speed_cases(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert f"{case} tiny" in printed
     assert "in-tree" in printed
+
+
+@pytest.mark.usefixtures("in_tree_is_exact")
+def test_decode_with_quantized_contestants(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    require("torchao")
+    arguments = ["decode", "--tokens", "3", "--repeats", "2", "--quantize", "int8"]
+    report = _run(tmp_path / "report.json", *arguments)
+    assert list(report["result"]["timings"]) == ["floor", "ours", "ours int8", "in-tree"]
+    assert "ours int8" in capsys.readouterr().out
 
 
 def test_memory_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
