@@ -125,15 +125,31 @@ class RecurrentGemmaScaledEmbedding(nn.Embedding):
         return embedded if self.embed_scale == 1.0 else embedded * self.embed_scale
 
 
-class RecurrentGemmaLinear(nn.Linear):
-    """A linear layer whose weights start with variance ``init_scale / in_features``."""
+def scaled_init_linear(in_features: int, out_features: int, init_scale: float) -> nn.Linear:
+    """A linear layer whose weights start with variance ``init_scale / in_features`` instead of ``1 / in_features``.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, init_scale: float = 1.0) -> None:
-        super().__init__(in_features, out_features, bias=bias)
-        self.init_scale = init_scale
+    Not a class of its own: bitsandbytes and others quantize ``nn.Linear`` itself and silently leave subclasses out.
+    """
+    linear = nn.Linear(in_features, out_features)
+    linear.init_scale = init_scale  # type: ignore[assignment]
+    return linear
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+
+def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``, by the op ``linear`` where it is faster and nothing but a plain layer would run."""
+    if x.is_cpu and not torch.is_grad_enabled() and type(layer) is nn.Linear and not _is_watched(layer):
+        return linear(x, layer.weight, layer.bias)
+    return layer(x)
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether a call of ``layer`` does more than its class says: hooks, or a forward of its own as accelerate sets."""
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or "forward" in vars(layer)
+        or torch.nn.modules.module._has_any_global_hook()
+    )
 
 
 class RecurrentGemmaRMSNorm(nn.Module):
@@ -195,11 +211,9 @@ class RecurrentGemmaRecurrentBlock(nn.Module):
 
     def __init__(self, config: RecurrentGemmaConfig) -> None:
         super().__init__()
-        self.linear_y = RecurrentGemmaLinear(config.hidden_size, config.lru_width)
-        self.linear_x = RecurrentGemmaLinear(config.hidden_size, config.lru_width)
-        self.linear_out = RecurrentGemmaLinear(
-            config.lru_width, config.hidden_size, init_scale=config.final_w_init_variance_scale
-        )
+        self.linear_y = nn.Linear(config.hidden_size, config.lru_width)
+        self.linear_x = nn.Linear(config.hidden_size, config.lru_width)
+        self.linear_out = scaled_init_linear(config.lru_width, config.hidden_size, config.final_w_init_variance_scale)
         self.conv_1d = RecurrentGemmaConv1d(config.lru_width, config.conv1d_width)
         self.rg_lru = RecurrentGemmaRglru(config)
         self.act_fn = ACT2FN[config.hidden_activation]
@@ -219,8 +233,8 @@ class RecurrentGemmaRecurrentBlock(nn.Module):
 
     def _mix(self, x: Tensor, state: RecurrentState | None, context: LayerContext) -> LayerOutput:
         history, recurrent = (None, None) if state is None else state
-        gate = self.linear_y(x)
-        inputs = self.linear_x(x)
+        gate = apply_linear(self.linear_y, x)
+        inputs = apply_linear(self.linear_x, x)
         x, history = self.conv_1d(inputs, history, context)
         x, recurrent, *states = self.rg_lru(x, recurrent, context)
         trail = None
@@ -241,18 +255,16 @@ class RecurrentGemmaAttention(nn.Module):
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         key_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = RecurrentGemmaLinear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.k_proj = RecurrentGemmaLinear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.v_proj = RecurrentGemmaLinear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.o_proj = RecurrentGemmaLinear(
-            config.hidden_size, config.hidden_size, init_scale=config.final_w_init_variance_scale
-        )
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.o_proj = scaled_init_linear(config.hidden_size, config.hidden_size, config.final_w_init_variance_scale)
 
     def forward(
         self, x: Tensor, state: AttentionState | RingState | None, context: LayerContext, return_weights: bool = False
     ) -> LayerOutput:
         query, key, value = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            apply_linear(projection, x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         assert context.cos is not None and context.sin is not None
@@ -286,7 +298,7 @@ class RecurrentGemmaAttention(nn.Module):
         )
 
     def _project(self, output: Tensor) -> Tensor:
-        return self.o_proj(output.transpose(1, 2).flatten(2))
+        return apply_linear(self.o_proj, output.transpose(1, 2).flatten(2))
 
 
 class RecurrentGemmaMlp(nn.Module):
@@ -295,11 +307,9 @@ class RecurrentGemmaMlp(nn.Module):
     def __init__(self, config: RecurrentGemmaConfig) -> None:
         super().__init__()
         # One matrix of two halves in the source, whose fan-in counts both: half the variance.
-        self.gate_proj = RecurrentGemmaLinear(config.hidden_size, config.mlp_width, init_scale=0.5)
-        self.up_proj = RecurrentGemmaLinear(config.hidden_size, config.mlp_width, init_scale=0.5)
-        self.down_proj = RecurrentGemmaLinear(
-            config.mlp_width, config.hidden_size, init_scale=config.final_w_init_variance_scale
-        )
+        self.gate_proj = scaled_init_linear(config.hidden_size, config.mlp_width, 0.5)
+        self.up_proj = scaled_init_linear(config.hidden_size, config.mlp_width, 0.5)
+        self.down_proj = scaled_init_linear(config.mlp_width, config.hidden_size, config.final_w_init_variance_scale)
         self.act_fn = ACT2FN[config.hidden_activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -312,7 +322,8 @@ class RecurrentGemmaMlp(nn.Module):
         return output
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return self.down_proj(gated_activation(self.gate_proj(x), self.up_proj(x), self.act_fn))
+        gate, up = (apply_linear(layer, x) for layer in (self.gate_proj, self.up_proj))
+        return apply_linear(self.down_proj, gated_activation(gate, up, self.act_fn))
 
 
 class RecurrentGemmaDecoderLayer(GradientCheckpointingLayer):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, TorchAoConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
@@ -27,7 +27,6 @@ from recurrent_gemma.modeling.layers import (
     LayerContext,
     RecurrentGemmaConv1d,
     RecurrentGemmaDecoderLayer,
-    RecurrentGemmaLinear,
     RecurrentGemmaRglru,
     RecurrentGemmaRMSNorm,
     RecurrentGemmaScaledEmbedding,
@@ -37,6 +36,7 @@ from recurrent_gemma.modeling.layers import (
 )
 from recurrent_gemma.modeling.loading import expect_complete, expect_config, naming_broken_files
 from recurrent_gemma.modeling.ops.dispatch import expect_floating
+from recurrent_gemma.modeling.quantization import expect_fitting, expect_quantized
 
 # Radius of the ring on which the recurrence's a is drawn (``RGLRU.a_real_param_init`` in recurrentgemma/jax/layers.py).
 _MIN_RADIUS, _MAX_RADIUS = 0.9, 0.999
@@ -79,13 +79,27 @@ class RecurrentGemmaPreTrainedModel(PreTrainedModel):
         tolerate_shapes = kwargs.get("ignore_mismatched_sizes", False)
         # Collect every mismatch, to name them all.
         kwargs["ignore_mismatched_sizes"] = True
+        quantization = kwargs.get("quantization_config")
+        if isinstance(quantization, TorchAoConfig):
+            cls._expect_fitting(pretrained_model_name_or_path, quantization, kwargs)
         with naming_broken_files(source, folder):
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
         model, info = loaded
         expect_complete(model, info, source, tolerate_shapes)
+        expect_quantized(model, source)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _expect_fitting(cls, name: Any, quantization: TorchAoConfig, options: dict[str, Any]) -> None:
+        config = options.get("config")
+        if config is None and not Path(str(name), "adapter_config.json").exists():
+            config, _ = cls.config_class.from_pretrained(name, return_unused_kwargs=True, **options)
+        # Transformers warns that it leaves ``quantization`` aside where a checkpoint is quantized already.
+        if isinstance(config, PreTrainedConfig) and getattr(config, "quantization_config", None) is None:
+            with torch.device("meta"):
+                expect_fitting(cls(config), quantization)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -104,7 +118,7 @@ class RecurrentGemmaPreTrainedModel(PreTrainedModel):
                 init.zeros_(bias)
             init.copy_(module.recurrent_param, _draw_recurrent_param(module.recurrent_param))
         elif isinstance(module, nn.Linear):
-            scale = module.init_scale if isinstance(module, RecurrentGemmaLinear) else 1.0
+            scale = vars(module).get("init_scale", 1.0)
             init.normal_(module.weight, std=math.sqrt(scale / module.in_features))
             if module.bias is not None:
                 init.zeros_(module.bias)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.models import Size
 from benchmarks.peers.contestant import Contestant, Decoding, UnavailableError
@@ -10,6 +11,7 @@ from benchmarks.peers.deepmind_torch import build_deepmind_torch
 from benchmarks.peers.gemma import build_gemma, build_gemma_3
 from benchmarks.peers.hybrid import build_lfm2
 from benchmarks.peers.own import build_compiled_peer, build_in_tree_peer
+from benchmarks.peers.quantized import build_quantized_peer
 from benchmarks.peers.transformers_model import TransformersModel
 
 __all__ = ["DEFAULT_PEERS", "PEERS", "Contestant", "Decoding", "Peer", "TransformersModel", "UnavailableError"]
@@ -34,6 +36,9 @@ class Peer:
 
 PEERS = {
     "ours-compiled": Peer("ours, compiled", build_compiled_peer, cases=("decode",)),
+    # Other numbers than ours, on purpose.
+    "ours-int8": Peer("ours, int8", partial(build_quantized_peer, "int8"), same_weights=False, cases=("decode",)),
+    "ours-int4": Peer("ours, int4", partial(build_quantized_peer, "int4"), same_weights=False, cases=("decode",)),
     "in-tree": Peer("in-tree", build_in_tree_peer),
     "deepmind-torch": Peer("DeepMind, torch", build_deepmind_torch),
     "deepmind-jax": Peer("DeepMind, JAX", build_deepmind_jax),

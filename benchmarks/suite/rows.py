@@ -78,7 +78,7 @@ ROWS = (
         for length in (2048, 4096, 8192)
     ),
     _decode("2560x3", "2560x3", 1.25),
-    _decode("2560x3-bf16", "2560x3", 1.25, dtype="bfloat16"),
+    _decode("2560x3-bf16", "2560x3", 1.25, dtype="bfloat16", groups=(("ours-int8", "ours-int4"), *ALL)),
     _decode("2560x6-256k-bf16", "2560x6-256k", 1.25, dtype="bfloat16", groups=IN_PARTS, tokens=32),
     Row(
         "decode-256x12",

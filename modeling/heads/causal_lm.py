@@ -19,10 +19,11 @@ from recurrent_gemma.modeling.generation import RecurrentGemmaGeneration
 from recurrent_gemma.modeling.heads.loss import IGNORED, mean_cross_entropy, mean_over, next_token_labels
 from recurrent_gemma.modeling.heads.tokens import valid_columns
 from recurrent_gemma.modeling.inputs import check_labels
-from recurrent_gemma.modeling.layers import RecurrentGemmaLinear, Sealed
+from recurrent_gemma.modeling.layers import Sealed
 from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel, sequence_inputs
 from recurrent_gemma.modeling.ops.cross_entropy import linear_cross_entropy
 from recurrent_gemma.modeling.ops.dispatch import holds_on_cpu
+from recurrent_gemma.modeling.ops.linear import linear
 from recurrent_gemma.modeling.ops.ragged import gather_columns
 
 logger = logging.getLogger("recurrent_gemma")
@@ -36,7 +37,7 @@ class LossTarget(NamedTuple):
     num_items_in_batch: Tensor | int | None
 
 
-class RecurrentGemmaLMHead(RecurrentGemmaLinear):
+class RecurrentGemmaLMHead(nn.Linear):
     """Output projection, bare of bias; gives the loss itself where nobody wants the logits.
 
     It is asked for the loss by a call, so that what is wrapped around it (FSDP2's gathering of its weight, for one)
@@ -57,7 +58,7 @@ class RecurrentGemmaLMHead(RecurrentGemmaLinear):
     def forward(self, hidden_states: Tensor, target: "Sealed[LossTarget] | None" = None) -> Tensor:
         """Logits (B, L, vocab_size) of hidden states (B, L, D), not capped; or, given a target, the loss (), fp32."""
         if target is None:
-            return super().forward(hidden_states)
+            return linear(hidden_states, self.weight)
         shift_labels, soft_cap, num_items_in_batch = target.value
         labels = shift_labels.flatten().to(hidden_states.device)
         total = linear_cross_entropy(hidden_states.flatten(0, 1), self.weight, labels, soft_cap=soft_cap)

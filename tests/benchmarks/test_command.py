@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import field
 from benchmarks.__main__ import main
-from tests.support import run_python
+from tests.support import require, run_python
 
 SPEED_CASES = {
     "prefill": ["--length", "40"],
@@ -57,6 +57,15 @@ def test_peers_stand_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "decode only" in report["result"]["left_out"]["ours-compiled"]
     printed = capsys.readouterr().out
     assert "gemma: 37,600 parameters" in printed and "ours-compiled: left out" in printed
+
+
+@pytest.mark.usefixtures("in_tree_is_exact")
+def test_quantized_contestants_decode(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    require("torchao")
+    options = ["--tokens", "3", "--repeats", "1", "--peers", "ours-int8", "ours-int4"]
+    report = _run(tmp_path / "report.json", "decode", *options)
+    assert list(report["result"]["timings"]) == ["floor", "ours", "ours-int8", "ours-int4"]
+    assert "linear layers in int4" in capsys.readouterr().out
 
 
 def test_profile_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

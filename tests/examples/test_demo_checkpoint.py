@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import recurrent_gemma
 from recurrent_gemma import RecurrentGemmaForCausalLM, RecurrentGemmaTokenizer
+from tests.held_out import held_out_chapters, token_losses
 
 DEMO = Path(recurrent_gemma.demo_path())
 
@@ -25,13 +26,7 @@ def test_held_out_perplexity_is_the_recorded_one_and_beats_the_baselines(evaluat
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
     assert isinstance(model, RecurrentGemmaForCausalLM)
     assert isinstance(tokenizer, RecurrentGemmaTokenizer)
-    losses = []
-    for text in (DEMO / "heldout.txt").read_text(encoding="utf-8").split("<bos>")[1:]:
-        ids = torch.tensor([[*tokenizer(text).input_ids, tokenizer.eos_token_id]])
-        with torch.inference_mode():
-            logits = model(ids, use_cache=False).logits[0, :-1]
-        losses.append(torch.nn.functional.cross_entropy(logits.double(), ids[0, 1:], reduction="none"))
-    losses = torch.cat(losses)
+    losses = token_losses(model, held_out_chapters())
     perplexity = math.exp(losses.mean().item())
     baselines = evaluation["baseline_perplexity"]
     assert len(losses) == evaluation["heldout_tokens"]
