@@ -38,7 +38,7 @@ class QuantizedDecoding(TransformersModel):
         scheme: One of ``SCHEMES``.
 
     Raises:
-        UnavailableError: torchao is not installed, or the model is on another device.
+        UnavailableError: torchao is not installed or cannot quantize these shapes, or the model is on another device.
     """
 
     def __init__(self, model: RecurrentGemmaForCausalLM, scheme: str) -> None:
@@ -49,7 +49,10 @@ class QuantizedDecoding(TransformersModel):
         except ModuleNotFoundError:
             raise UnavailableError('it needs torchao: pip install "recurrent-gemma[quantize]"') from None
         other = copy.deepcopy(model)
-        quantize_(other, SCHEMES[scheme](), filter_fn=_is_linear_layer)
+        try:
+            quantize_(other, SCHEMES[scheme](), filter_fn=_is_linear_layer)
+        except RuntimeError as error:
+            raise UnavailableError(f"torchao cannot quantize these shapes: {error}") from error
         super().__init__(other)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.note = f"linear layers in {scheme}, as docs/quantization.md says"

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from benchmarks.quantized import SCHEMES, quantized
 from transformers import TorchAoConfig
 
 from benchmarks.models import SIZES, build_ours
-from benchmarks.quantized import SCHEMES, quantized
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 from tests.support import require
 
