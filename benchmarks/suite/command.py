@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser, rows: Sequence[Row] = ROWS) -
     """The options of a suite."""
     parser.add_argument("--only", nargs="+", choices=[row.name for row in rows], metavar="ROW", help="default: all")
     parser.add_argument("--again", action="store_true", help="measure rows anew that the folder holds already")
+    parser.add_argument(
+        "--seconds", type=float, help="time of each group of contestants in a row, at most (default: the row's own)"
+    )
     parser.add_argument("--quick", action="store_true", help="run everything at a tiny size; figures mean nothing")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
     parser.add_argument(
@@ -43,6 +46,10 @@ def main(options: argparse.Namespace, environment: dict[str, Any], console: Cons
     if options.quick and options.output is None:
         raise ValueError("output: expected a folder together with --quick, as docs/ holds figures that mean something.")
     rows = [row for row in ROWS if options.only is None or row.name in options.only]
+    if options.seconds is not None:
+        if not options.seconds > 0:
+            raise ValueError(f"seconds: expected more than 0, got {options.seconds}.")
+        rows = [dataclasses.replace(row, seconds=min(row.seconds, options.seconds)) for row in rows]
     folder = DOCS if options.output is None else options.output
     return run(rows, folder, NAME, environment, console, quick=options.quick, again=options.again)
 

@@ -54,6 +54,21 @@ def test_every_contestant_has_figures(folder: Path, capsys: pytest.CaptureFixtur
     assert "prefill-2560x3: " in capsys.readouterr().out
 
 
+def test_the_time_of_every_row_can_be_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bounds = []
+
+    def measure(row: Row, cases: object) -> dict[str, Any]:
+        bounds.append(row.seconds)
+        return {"work": "w", "unit": "s", "parts": {}}
+
+    monkeypatch.setattr(command, "measure", measure)
+    rows = ["prefill-2560x3", "prefill-512x6"]
+    assert main(["--only", *rows, "--output", str(tmp_path), "--seconds", "350"]) == 0
+    assert bounds == [350, 300]
+    with pytest.raises(ValueError, match="seconds: expected more than 0"):
+        main(["--only", *rows, "--output", str(tmp_path), "--seconds", "0"])
+
+
 @pytest.mark.usefixtures("in_tree_is_exact")
 def test_a_run_goes_on_where_it_stopped_and_draws_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch):
     before = json.loads((folder / "data" / f"{NAME}.json").read_text())
