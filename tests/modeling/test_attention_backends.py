@@ -1,5 +1,7 @@
 """Every attention implementation gives the same numbers, on each way to choose it."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def test_flex_attention_equals_sdpa_in_prefill_packed_rows_and_any_split(directo
     for static in (False, True):
         cache, pieces = RecurrentGemmaCache(models[0].config, static=static), []
         cuts = (0, WINDOW + 2, WINDOW + 3, WINDOW + 4, 3 * WINDOW, COLUMNS)
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in itertools.pairwise(cuts):
             piece = models[0](ids[:, begin:end], attention_mask=mask[:, :end], past_key_values=cache)
             pieces.append(piece.logits)
         logits = torch.cat(pieces, dim=1)
@@ -74,5 +76,5 @@ def test_flex_attention_refuses_dropout_and_weights(directory):
     with pytest.raises(ValueError, match='output_attentions: expected attn_implementation="eager"'):
         load(directory)(ids, output_attentions=True)
     model = RecurrentGemmaForCausalLM(tiny_config(attn_implementation="flex_attention", attention_dropout=0.1))
-    with pytest.raises(ValueError, match='dropout: expected 0 .*attn_implementation="sdpa"'):
+    with pytest.raises(ValueError, match=r'dropout: expected 0 .*attn_implementation="sdpa"'):
         model.train()(ids)

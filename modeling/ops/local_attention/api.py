@@ -70,8 +70,8 @@ def local_attention(
         raise ValueError(f"dropout: expected at least 0 and less than 1, got {dropout}.")
     if dropout and backend == "flex":
         raise ValueError(
-            f'dropout: expected 0 with impl="flex", whose kernels drop nothing, got {dropout}; set attention_dropout to '
-            '0, or use impl="blocked" (attn_implementation="sdpa").'
+            f'dropout: expected 0 with impl="flex", whose kernels drop nothing, got {dropout}; set attention_dropout '
+            'to 0, or use impl="blocked" (attn_implementation="sdpa").'
         )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5

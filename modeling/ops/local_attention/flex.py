@@ -49,12 +49,12 @@ def local_attention_flex(
         ValueError: A gradient is wanted on CPU, where torch has none.
     """
     length = query.shape[2]
-    tensors = (query, key, value)
     if not torch.is_grad_enabled():
-        tensors = tuple(t.detach() for t in tensors)  # torch's own check goes by requires_grad alone
-    _expect_backward(*tensors)
+        # torch's own check goes by requires_grad alone.
+        query, key, value = query.detach(), key.detach(), value.detach()
+    _expect_backward(query, key, value)
     first, last = key_bounds(query.shape[0], length, past, window, past_length, documents, query.device)
-    query, key, value = (_pad(t, dim=2) for t in tensors)
+    query, key, value = (_pad(t, dim=2) for t in (query, key, value))
     # What stands behind the last query repeats it, since a query without keys would be a case of its own.
     first, last = (_pad(t, dim=1, repeat=True) for t in (first, last))
     block_mask = block_mask_of_bounds(first, last, key.shape[2])
