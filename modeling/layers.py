@@ -36,7 +36,7 @@ _CPU_ELEMENTS = 1 << 22
 _CPU_ROWS = 1024
 
 # Transformers' names of attention implementations, and the backend of the local attention op each one selects.
-ATTENTION_BACKENDS = {"sdpa": "blocked", "eager": "reference"}
+ATTENTION_BACKENDS = {"sdpa": "blocked", "flex_attention": "flex", "eager": "reference"}
 
 # Names of the linear layers of each part of a block. What adapts them all goes by these.
 LINEAR_LAYERS = {

@@ -52,6 +52,7 @@ class RecurrentGemmaPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["RecurrentGemmaDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
+    _supports_flex_attn = True
     _is_stateful = False
     _can_compile_fullgraph = True
 

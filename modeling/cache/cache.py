@@ -175,6 +175,7 @@ class RecurrentGemmaCache(Cache):
             kind = RecurrentState if isinstance(layer, RecurrentLayer) else RingState
             layer.put(kind(*(buffers[f"layers.{index}.{name}"] for name in kind._fields)))
         self._progress.place(buffers["next_position"], buffers["last_ids"])
+        self._fix_addresses()
 
     def columns_to_record(self, length: int) -> int:
         """How many of the last columns of a forward pass over ``length`` the layers' trails have to cover."""
@@ -201,7 +202,7 @@ class RecurrentGemmaCache(Cache):
             self._recording.extend(trails, column_trail)
         new = self.next_position is None
         self._progress.advance(columns, next_position, ids)
-        if new and self.static:
+        if new:
             self._fix_addresses()
 
     def activate_past_recording(self) -> None:
@@ -293,6 +294,7 @@ class RecurrentGemmaCache(Cache):
         self._map_rest(lambda t: t.to(device))
         if isinstance(self._progress.columns, Tensor):
             self._progress.columns = self._progress.columns.to(device)
+        self._fix_addresses()
         return self
 
     def tensors(self) -> dict[str, Tensor]:
@@ -318,8 +320,7 @@ class RecurrentGemmaCache(Cache):
             for layer, state in zip(cache.layers, file.states_from(config, tensors, columns), strict=True):
                 layer.store(state)
             cache._progress.place(tensors["next_position"], tensors["last_ids"], columns)
-            if static:
-                cache._fix_addresses()
+            cache._fix_addresses()
         return cache
 
     def save(self, path: str | os.PathLike, token_ids: Tensor | None = None) -> None:
@@ -375,6 +376,7 @@ class RecurrentGemmaCache(Cache):
             twin.put(None if state is None else type(state)(*(t.detach().clone() for t in state)))
             twin.record_past = layer.record_past
             copied.layers.append(twin)
+        copied._fix_addresses()
         return copied
 
     def _make_layer(self, kind: str) -> RecurrentLayer | LocalAttentionLayer:
@@ -394,8 +396,11 @@ class RecurrentGemmaCache(Cache):
         return named
 
     def _fix_addresses(self) -> None:
-        """Tell torch.compile that these tensors stay where they are."""
-        if not torch.compiler.is_compiling():
+        """Tell torch.compile that the static form's tensors stay where they are.
+
+        A CUDA graph may only change tensors of which this is known: with one buffer that is not, there is none.
+        """
+        if self.static and not torch.compiler.is_compiling():
             states = (tensor for layer in self.layers for tensor in layer.load() or ())
             for buffer in (*states, *self._progress.tensors()):
                 torch._dynamo.mark_static_address(buffer)
@@ -403,6 +408,7 @@ class RecurrentGemmaCache(Cache):
     def _map_rest(self, function: Callable[[Tensor], Tensor]) -> None:
         self._progress.map(function)
         self._recording.map(function)
+        self._fix_addresses()
 
     def _step_back(self, count: int) -> None:
         """Take the states after the first ``count`` recorded columns."""

@@ -13,6 +13,7 @@ from recurrent_gemma.modeling.ops.dispatch import (
     holds_on_cpu,
 )
 from recurrent_gemma.modeling.ops.local_attention.blocked import local_attention_blocked
+from recurrent_gemma.modeling.ops.local_attention.flex import local_attention_flex
 from recurrent_gemma.modeling.ops.local_attention.reference import local_attention_reference
 from recurrent_gemma.modeling.ops.ragged import gather_columns, inverse_order, valid_first
 
@@ -48,9 +49,10 @@ def local_attention(
         starts: (B, L) bool, true at the first token of a document.
         valid: (B, L) bool, false at pads; all valid when None. A start at a pad is ignored.
         scaling: Factor of the scores; D ** -0.5 when None.
-        dropout: Probability of dropping an attention weight.
+        dropout: Probability of dropping an attention weight; 0 with ``impl="flex"``.
         return_weights: Also return the weights; ``impl="reference"`` only, since they are quadratic in length.
-        impl: ``"blocked"`` (default) or ``"reference"``; forces a backend.
+        impl: ``"blocked"`` (default), ``"flex"`` or ``"reference"``; forces a backend. A single token is the same work
+            for the first two. On CPU ``"flex"`` gives no gradients and takes memory quadratic in length.
 
     Returns:
         Output (B, H, L, D) in query's dtype, 0 at pads; the new past_key and past_value (B, G, min(W, P + L), D), each
@@ -60,12 +62,17 @@ def local_attention(
         TypeError: A tensor has the wrong kind of dtype.
         ValueError: Shapes disagree, or an option has a value outside its range.
     """
-    backend = choose_backend("local_attention", impl, ("blocked", "reference"), "blocked")
+    backend = choose_backend("local_attention", impl, ("blocked", "flex", "reference"), "blocked")
     length, past = _check(query, key, value, past_key, past_value, window, past_length, starts, valid)
     if return_weights and backend != "reference":
-        raise ValueError('return_weights: expected impl="reference", which makes the weights, got impl="blocked".')
+        raise ValueError(f'return_weights: expected impl="reference", which makes the weights, got impl="{backend}".')
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout: expected at least 0 and less than 1, got {dropout}.")
+    if dropout and backend == "flex":
+        raise ValueError(
+            f'dropout: expected 0 with impl="flex", whose kernels drop nothing, got {dropout}; set attention_dropout '
+            'to 0, or use impl="blocked" (attn_implementation="sdpa").'
+        )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     if starts is not None and valid is not None:
@@ -81,12 +88,13 @@ def local_attention(
         "window": window,
         "scaling": scaling,
         "past_length": past_length,
-        "dropout": dropout,
     }
     if backend == "reference":
         keys = key if past_key is None else torch.cat((past_key, key), dim=2)
         values = value if past_value is None else torch.cat((past_value, value), dim=2)
-        output, weights = local_attention_reference(query, keys, values, starts=starts, valid=valid, **options)
+        output, weights = local_attention_reference(
+            query, keys, values, starts=starts, valid=valid, dropout=dropout, **options
+        )
         return (output, *state, weights) if return_weights else (output, *state)
     if order is not None:
         query = gather_columns(query, order, dim=2)
@@ -95,7 +103,11 @@ def local_attention(
     documents = None if starts is None or holds_on_cpu(~starts[:, 0 if past else 1 :]) else starts.cumsum(dim=1)
     if past_length is not None and holds_on_cpu(past_length >= past):
         options["past_length"] = None
-    output = local_attention_blocked(query, new_key, new_value, documents=documents, **options)
+    if backend == "flex" and length > 1:
+        output = local_attention_flex(query, new_key, new_value, documents=documents, **options)
+    else:
+        # A fused kernel gains nothing for a single query, whose scores are one row.
+        output = local_attention_blocked(query, new_key, new_value, documents=documents, dropout=dropout, **options)
     if order is not None and valid is not None:
         output = gather_columns(output, inverse_order(order), dim=2).masked_fill(~valid[:, None, :, None], 0.0)
     return output, *state

@@ -4,8 +4,11 @@ import shutil
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from torch._guards import TracingContext
 from transformers import CompileConfig
 
 from recurrent_gemma.modeling import RecurrentGemmaCache
@@ -13,6 +16,7 @@ from recurrent_gemma.modeling.cache import RingState
 from tests.modeling.models import CONFIGS, WINDOW, tiny_config, tiny_model
 from tests.tolerances import SPLIT_EQUALS_WHOLE_LOGITS, assert_close, assert_routes_agree
 
+TWO_BLOCKS = tiny_config(num_hidden_layers=2, block_types=["recurrent", "attention"])
 every_config = pytest.mark.parametrize("name", list(CONFIGS))
 
 
@@ -107,6 +111,40 @@ def test_prefill_and_decoding_compile_once_each_without_graph_breaks(name):
         assert_close(torch.cat(pieces, dim=1), expected, SPLIT_EQUALS_WHOLE_LOGITS, "compiled")
         assert counter.frame_count == count and addresses(cache) == before
         cache.reset()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cache: cache,
+        lambda cache: cache.clone(),
+        lambda cache: cache.batch_repeat_interleave(2) or cache,
+        lambda cache: cache.batch_select_indices(torch.tensor([1])) or cache,
+        lambda cache: RecurrentGemmaCache.from_tensors(TWO_BLOCKS, cache.tensors(), cache.columns, static=True),
+    ],
+    ids="none clone repeat select from_tensors".split(),
+)
+@torch.no_grad()
+def test_a_compiled_step_changes_only_tensors_whose_address_is_known_to_stay(change):
+    """The rule under which torch makes a CUDA graph of what changes its inputs; with one exception it makes none."""
+    model = tiny_model(TWO_BLOCKS)
+    cache = RecurrentGemmaCache(TWO_BLOCKS, static=True, batch_size=2)
+    model(draw_ids(2, 9), past_key_values=cache)
+    cache = change(cache)
+    seen = []
+
+    def compiler(graph, example_inputs):
+        metadata = TracingContext.get().fw_metadata
+        seen.append((set(metadata.mutated_inp_runtime_indices), set(metadata.static_input_indices)))
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    step = torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=compiler))
+    step(draw_ids(cache.batch_size, 1), past_key_values=cache)
+    # Each layer's state, and three counters.
+    changed = sum(len(layer.load()) for layer in cache.layers) + 3
+    assert [len(mutated) for mutated, _ in seen] == [changed]
+    assert all(mutated <= static for mutated, static in seen)
 
 
 @pytest.mark.slow

@@ -1,11 +1,18 @@
-"""Local attention: blocked SDPA against the dense definition, splits against wholes, documents and pads."""
+"""Local attention: blocked SDPA and FlexAttention against the dense definition, splits against wholes, documents, pads.
+
+torch refuses a backward of FlexAttention on CPU, where it has no kernel; its dense formula for it is what the kernels
+are written after, and with the refusals taken away it runs, masks and all.
+"""
 
 import itertools
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch.nn.attention.flex_attention import create_block_mask
 
 from recurrent_gemma.modeling.ops import local_attention
+from recurrent_gemma.modeling.ops.local_attention import flex
 from recurrent_gemma.modeling.ops.local_attention.reference import visible_keys
 from tests.tolerances import assert_close_by_max, backward_tolerance, forward_tolerance
 
@@ -53,6 +60,102 @@ def test_blocked_equals_reference_with_every_gradient(shape):
             assert_close_by_max(actual, expected, backward_tolerance(torch.float64, length), str(options)[:60])
 
 
+@pytest.fixture
+def flex_backward_on_cpu(monkeypatch):
+    monkeypatch.setattr(flex, "_expect_backward", lambda *_: None)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
+
+
+@pytest.mark.usefixtures("flex_backward_on_cpu")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # read by torch's compiler itself
+@pytest.mark.parametrize(("groups", "dtype"), [(1, torch.float32), (2, torch.float32), (2, torch.bfloat16)])
+def test_flex_equals_reference_with_every_gradient(groups, dtype):
+    batch, heads, width, window = 4, 6, 8, 70
+    for past, length in itertools.product((0, 40), (1, window, window + 1, 2 * window + 127)):
+        inputs = draw(batch, heads, groups, length, width, past, dtype, grad=True)
+        twins = [t.detach().double().requires_grad_() for t in inputs]
+        for starts, valid, ragged in ((0, 0, 0), (1, 0, 1), (1, 1, 1)):
+            options = {
+                "window": window,
+                "starts": torch.rand(batch, length) < 0.02 if starts else None,
+                "valid": torch.rand(batch, length) < 0.7 if valid else None,
+                "past_length": torch.randint(0, past + 1, (batch,)) if ragged and past else None,
+            }
+            weight = torch.randn(batch, heads, length, width, dtype=torch.float64)
+            results = []
+            for impl, tensors in (("flex", inputs), ("reference", twins)):
+                output, *state = local_attention(*tensors, impl=impl, **options)
+                gradients = torch.autograd.grad((output * weight.to(output.dtype)).sum(), tensors)
+                results.append([output, *state, *gradients])
+            assert results[0][0].dtype == dtype
+            for actual, expected in zip(*results, strict=True):
+                assert_close_by_max(actual, expected, backward_tolerance(dtype, length), f"{past}, {length}, {options}")
+
+
+@pytest.mark.parametrize("past", [0, 40, 300])
+@pytest.mark.parametrize("window", [1, 70, 128, 257])
+def test_flex_visits_the_blocks_that_some_query_sees_and_masks_those_that_not_every_query_sees(window, past):
+    batch, length = 2, 640
+    cases = itertools.product((None, torch.tensor([0, past // 2])), (0.0, 0.01))
+    for past_length, share in cases:
+        documents = (torch.rand(batch, length) < share).cumsum(dim=1) if share else None
+        bounds = flex.key_bounds(batch, length, past, window, past_length, documents, torch.device("cpu"))
+        keys = -(-(past + length) // 128) * 128
+        actual = flex.block_mask_of_bounds(*bounds, keys)
+        starts = None if documents is None else documents.diff(dim=1, prepend=torch.zeros(batch, 1)) > 0
+        visible = visible_keys(window, batch, length, past, past_length, starts, None, torch.device("cpu"))
+        visible = torch.nn.functional.pad(visible, (0, keys - past - length))
+        rows, columns = torch.arange(length)[:, None], torch.arange(keys)[None, :]
+        for row in range(batch):
+            assert torch.equal(actual.mask_mod(torch.tensor(row), torch.tensor(0), rows, columns), visible[row])
+        expected = create_block_mask(lambda b, h, q, k, seen=visible: seen[b, q, k], batch, 1, length, keys, "cpu")
+        for name in ("kv", "full_kv", "q", "full_q"):
+            assert listed_blocks(actual, name) == listed_blocks(expected, name)
+
+
+def listed_blocks(mask, name):
+    """The blocks that each row of blocks lists; their order is nobody's concern."""
+    counts, indices = getattr(mask, f"{name}_num_blocks"), getattr(mask, f"{name}_indices")
+    pairs = zip(counts.flatten().tolist(), indices.flatten(0, -2).tolist(), strict=True)
+    return [sorted(row[:count]) for count, row in pairs]
+
+
+def test_flex_visits_blocks_linear_in_length_and_compiles_once_for_all_lengths():
+    counts = []
+    for length in (1024, 2048, 4096):
+        bounds = flex.key_bounds(1, length, 0, 256, None, None, torch.device("cpu"))
+        mask = flex.block_mask_of_bounds(*bounds, length)
+        counts.append(int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum()))
+    assert counts[2] - counts[1] == 2 * (counts[1] - counts[0]) and counts[2] <= 4096 // 128 * 3
+    counters.clear()
+    for length in (2, 300, 301, 384, 700):
+        local_attention(*draw(3, 4, 1, length, 4, 0, torch.float32), window=100, impl="flex")
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_flex_within_a_compiled_function_gives_the_same():
+    inputs, starts = draw(3, 4, 2, 150, 8, 40), torch.rand(3, 150) < 0.05
+    expected = local_attention(*inputs, window=60, starts=starts, impl="reference")
+    compiled = torch.compile(local_attention, fullgraph=True, backend="aot_eager")
+    for actual, wanted in zip(compiled(*inputs, window=60, starts=starts, impl="flex"), expected, strict=True):
+        assert_close_by_max(actual, wanted, forward_tolerance(torch.float64, 61), "compiled")
+
+
+def test_flex_refuses_what_it_cannot_do():
+    inputs = draw(2, 4, 1, 9, 8, 3, grad=True)
+    cases = (
+        ({"dropout": 0.1}, 'dropout: expected 0 with impl="flex".*impl="blocked"'),
+        ({"return_weights": True}, 'return_weights: expected impl="reference".*got impl="flex"'),
+        ({}, 'expected tensors without requires_grad on CPU.*impl="blocked"'),
+    )
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            local_attention(*inputs, window=4, impl="flex", **options)
+    with torch.no_grad():
+        actual, expected = (local_attention(*inputs, window=4, impl=impl)[0] for impl in ("flex", "reference"))
+    assert_close_by_max(actual, expected, forward_tolerance(torch.float64, 5), "without gradients")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision_stays_within_its_rounding(dtype):
     inputs = draw(2, 4, 1, 150, 16, 0, dtype)
@@ -70,12 +173,12 @@ def test_a_query_sees_itself_and_window_keys_before_it():
         torch.zeros(1, 1, 8, 2),
         torch.arange(8.0).view(1, 1, 8, 1).expand(-1, -1, -1, 2),
     )
-    for impl in ("reference", "blocked"):
+    for impl in ("reference", "blocked", "flex"):
         output, *_ = local_attention(query, key, value, window=3, impl=impl)
         assert output[0, 0, :, 0].tolist() == pytest.approx([0, 0.5, 1, 1.5, 2.5, 3.5, 4.5, 5.5])
 
 
-@pytest.mark.parametrize("impl", ["reference", "blocked"])
+@pytest.mark.parametrize("impl", ["reference", "blocked", "flex"])
 @pytest.mark.parametrize("window", [3, 17, 100])
 def test_any_split_equals_the_whole(impl, window):
     batch, length = 3, 60
