@@ -269,8 +269,8 @@ def derivative_of_the_multiplier_clipped_too_early(patch: pytest.MonkeyPatch) ->
 
 @_killed_by(checks.check_prefill, "hawk_paper")
 def gate_weights_transposed(patch: pytest.MonkeyPatch) -> None:
-    gate = layers.RecurrentGemmaRglru._gate
-    patch.setattr(layers.RecurrentGemmaRglru, "_gate", staticmethod(lambda x, w, b: gate(x, w.transpose(1, 2), b)))
+    gate = layers.block_diagonal_linear
+    patch.setattr(layers, "block_diagonal_linear", lambda x, w, b: gate(x, w.transpose(1, 2), b))
 
 
 # --- Blocks, embeddings and head --------------------------------------------------------------------------------------
