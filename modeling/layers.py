@@ -4,6 +4,7 @@ Parameter names are those of published checkpoints. Source: arXiv 2402.19427, se
 ``recurrentgemma/jax/{layers,modules}.py``.
 """
 
+import itertools
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -219,7 +220,7 @@ class RecurrentGemmaRecurrentBlock(nn.Module):
         self.act_fn = ACT2FN[config.hidden_activation]
 
     def forward(self, x: Tensor, state: RecurrentState | None, context: LayerContext) -> LayerOutput:
-        columns = max(1, _rows_at_a_time(x, self.linear_x.out_features) // x.shape[0])
+        columns = max(1, _rows_at_a_time(self, x, self.linear_x.out_features) // x.shape[0])
         if x.shape[1] <= columns or context.record:
             return self._mix(x, state, context)
         output = torch.empty_like(x)
@@ -313,7 +314,7 @@ class RecurrentGemmaMlp(nn.Module):
         self.act_fn = ACT2FN[config.hidden_activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = _rows_at_a_time(x, self.gate_proj.out_features)
+        rows = _rows_at_a_time(self, x, self.gate_proj.out_features)
         if x.shape[0] * x.shape[1] <= rows:
             return self._mlp(x)
         output = torch.empty_like(x)
@@ -355,12 +356,16 @@ class RecurrentGemmaDecoderLayer(GradientCheckpointingLayer):
         return hidden_states, Sealed(rest)
 
 
-def _rows_at_a_time(x: Tensor, width: int) -> int:
-    """Rows of x (B, L, D), B * L in all, that a block passes through activations of ``width`` together."""
-    rows = x.shape[0] * x.shape[1]
-    if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+def _rows_at_a_time(block: nn.Module, x: Tensor, width: int) -> int:
+    """Rows of x (B, L, D), B * L in all, that ``block`` passes through activations of ``width`` together.
+
+    All where gradients or a device other than the CPU are in play, and where somebody watches the block's parts.
+    """
+    rows, some = x.shape[0] * x.shape[1], max(_CPU_ROWS, _CPU_ELEMENTS // width)
+    if rows <= some or torch.is_grad_enabled() or not x.is_cpu or torch.compiler.is_compiling():
         return rows
-    return min(rows, max(_CPU_ROWS, _CPU_ELEMENTS // width))
+    parts = itertools.islice(block.modules(), 1, None)
+    return rows if any(map(_is_watched, parts)) else some
 
 
 def attention_backend(config: RecurrentGemmaConfig) -> str:

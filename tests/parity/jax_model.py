@@ -166,7 +166,7 @@ class JaxModel:
         return _to_numpy(jnp.concatenate(parts, axis=1))
 
     def gradients(self, tokens: np.ndarray, positions: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
-        """Mean next-token cross entropy and its gradient by checkpoint name."""
+        """Mean next-token cross entropy within documents, and its gradient by checkpoint name."""
         loss, grads = self._loss_and_gradients(self.params, jnp.asarray(tokens), jnp.asarray(positions))
         return float(loss), checkpoint_weights(jax.tree.map(_to_numpy, grads))
 
@@ -198,7 +198,10 @@ class JaxModel:
         def loss(params, tokens, positions):
             logits, _ = self.model.apply({"params": params}, tokens, positions, return_cache=False)
             log_probs = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
-            return -jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1).mean()
+            # A document's first token is predicted by nothing.
+            predicted = positions[:, 1:] != 0
+            losses = -jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
+            return jnp.where(predicted, losses, 0.0).sum() / predicted.sum()
 
         return self._jit(jax.value_and_grad(loss))
 

@@ -182,7 +182,7 @@ def test_a_compiled_step_takes_masks_and_positions_of_the_new_columns():
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_generate_compiles_the_static_form_once_where_it_is_asked_to(rows):
+def test_generate_compiles_the_static_form_once(rows):
     model, ids = build(), draw_ids(rows, 9)
     options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 3 * WINDOW}
     expected = model.generate(ids, **options)
