@@ -1,5 +1,6 @@
 """The model: layers, cache, inputs and heads. ``modeling.ops`` holds the pure functions on tensors beneath them."""
 
+from recurrent_gemma.modeling import quiet_import  # noqa: F401
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
 from recurrent_gemma.modeling.heads import (
     RecurrentGemmaForCausalLM,

@@ -11,7 +11,7 @@ PAGE = (ROOT / "docs" / "generation.md").read_text()
 
 def test_the_examples_run_one_after_the_other(tmp_path: Path):
     code = code_blocks(PAGE, "python")
-    assert len(code) == 3
+    assert len(code) == 4
     run_python("-c", "\n".join(code), cwd=tmp_path)
 
 

@@ -39,7 +39,7 @@ def test_an_adapter_learns_and_is_saved(scheme, gates, tmp_path):
     model = adapted(scheme, gates=gates)
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     before = {name: (p.dequantize() if hasattr(p, "qdata") else p.clone()) for name, p in frozen.items()}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     losses = []
     for _ in range(4):
         losses.append(model(input_ids=IDS, labels=IDS).loss)
