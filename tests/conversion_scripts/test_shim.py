@@ -21,7 +21,9 @@ MODULE = "recurrent_gemma_shim.py"
 
 # What each process begins with. No prompt can be answered: stdin is closed.
 START = """
-import sys, torch, transformers
+import logging, sys, torch, transformers
+for name in ("torchao", "torch.utils._pytree"):  # what Transformers' import of torchao logs is not ours
+    logging.getLogger(name).setLevel(logging.ERROR)
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 directory = sys.argv[1]
 trusted = {"trust_remote_code": True}
