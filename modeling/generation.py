@@ -5,6 +5,7 @@ import functools
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
@@ -123,8 +124,10 @@ class RecurrentGemmaGeneration:
         """
         if not isinstance(attention_mask, Tensor):
             return attention_mask
-        # A view's stride would grow with the mask.
-        return attention_mask[:, attention_mask.shape[1] - inputs_embeds.shape[1] :].contiguous()
+        # A view's stride would grow with the mask; contiguous() would keep it where there is one row.
+        return attention_mask[:, attention_mask.shape[1] - inputs_embeds.shape[1] :].clone(
+            memory_format=torch.contiguous_format
+        )
 
 
 def _draft_limit(generation_config: GenerationConfig) -> int:
