@@ -54,7 +54,7 @@ class RecurrentGemmaLMHead(nn.Linear):
             head = cls(linear.in_features, linear.out_features)
         head.weight = linear.weight
         # Transformers' mark on what must not be drawn anew.
-        head._is_hf_initialized = vars(linear).get("_is_hf_initialized", False)  # type: ignore[assignment]
+        head._is_hf_initialized = vars(linear).get("_is_hf_initialized", False)
         return head
 
     def forward(self, hidden_states: Tensor, target: "Sealed[LossTarget] | None" = None) -> Tensor:
