@@ -54,18 +54,7 @@ def _forward(
     return causal_conv1d_triton_forward(x, weight, bias, history, starts, cu_seqlens, has_initial)
 
 
-@torch.library.custom_op("recurrent_gemma::causal_conv1d", mutates_args=())
-def _causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    history: Tensor | None,
-    starts: Tensor | None,
-    cu_seqlens: Tensor | None,
-    has_initial: Tensor | None,
-    backend: str,
-) -> Tensor:
-    return _forward(x, weight, bias, history, starts, cu_seqlens, has_initial, backend)
+_causal_conv1d = torch.library.custom_op("recurrent_gemma::causal_conv1d", _forward, mutates_args=())
 
 
 @_causal_conv1d.register_fake

@@ -213,19 +213,9 @@ def _update_(
     return torch.where(live_tokens(cu_seqlens, slots, x.shape[0]), y, 0.0)
 
 
-@torch.library.custom_op("recurrent_gemma::causal_conv1d_varlen_", mutates_args=("state",))
-def _causal_conv1d_varlen_(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor,
-    cu_seqlens: Tensor,
-    slots: Tensor,
-    has_initial: Tensor,
-    is_transposed: bool,
-    backend: str,
-) -> Tensor:
-    return _update_(x, weight, bias, state, cu_seqlens, slots, has_initial, is_transposed, backend)
+_causal_conv1d_varlen_ = torch.library.custom_op(
+    "recurrent_gemma::causal_conv1d_varlen_", _update_, mutates_args=("state",)
+)
 
 
 @_causal_conv1d_varlen_.register_fake

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recurrent_gemma.modeling.ops.double_backward import gradients_of_equation
 from recurrent_gemma.modeling.ops.gated_activation.reference import gated_activation_reference
 
 # Elements of a block.
@@ -30,10 +31,10 @@ class GatedActivationFunction(torch.autograd.Function):
         (grad,) = grads
         gate, x = ctx.saved_tensors
         if torch.is_grad_enabled():
-            y = gated_activation_reference(gate, x, ctx.activation)
-            inputs = [t for t in (gate, x) if t.requires_grad]
-            found = dict(zip(map(id, inputs), torch.autograd.grad(y, inputs, grad, create_graph=True), strict=True))
-            return found.get(id(gate)), found.get(id(x)), None
+            grad_gate, grad_x = gradients_of_equation(
+                lambda gate, x: gated_activation_reference(gate, x, ctx.activation), (gate, x), grad
+            )
+            return grad_gate, grad_x, None
         grad_gate, grad_x = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (gate, x))
         blocks = (t.reshape(-1).split(_BLOCK_ELEMENTS) for t in (grad, gate, x, grad_gate, grad_x))
         for grad_block, gate_block, x_block, out_gate, out_x in zip(*blocks, strict=True):

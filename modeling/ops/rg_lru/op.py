@@ -61,23 +61,7 @@ def _forward(
     return rg_lru_triton_forward(*arguments, cu_seqlens, has_initial)
 
 
-@torch.library.custom_op("recurrent_gemma::rg_lru", mutates_args=())
-def _rg_lru(
-    x: Tensor,
-    input_gate: Tensor,
-    recurrence_gate: Tensor,
-    a_param: Tensor,
-    h0: Tensor | None,
-    starts: Tensor | None,
-    valid: Tensor | None,
-    cu_seqlens: Tensor | None,
-    has_initial: Tensor | None,
-    out_dtype: torch.dtype,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _forward(
-        x, input_gate, recurrence_gate, a_param, h0, starts, valid, cu_seqlens, has_initial, out_dtype, backend
-    )
+_rg_lru = torch.library.custom_op("recurrent_gemma::rg_lru", _forward, mutates_args=())
 
 
 @_rg_lru.register_fake

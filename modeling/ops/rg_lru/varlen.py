@@ -255,19 +255,7 @@ def _update_(
     return torch.where(live, y, 0.0)
 
 
-@torch.library.custom_op("recurrent_gemma::rg_lru_varlen_", mutates_args=("state",))
-def _rg_lru_varlen_(
-    x: Tensor,
-    input_gate: Tensor,
-    recurrence_gate: Tensor,
-    a_param: Tensor,
-    state: Tensor,
-    cu_seqlens: Tensor,
-    slots: Tensor,
-    has_initial: Tensor,
-    backend: str,
-) -> Tensor:
-    return _update_(x, input_gate, recurrence_gate, a_param, state, cu_seqlens, slots, has_initial, backend)
+_rg_lru_varlen_ = torch.library.custom_op("recurrent_gemma::rg_lru_varlen_", _update_, mutates_args=("state",))
 
 
 @_rg_lru_varlen_.register_fake

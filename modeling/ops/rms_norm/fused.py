@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recurrent_gemma.modeling.ops.double_backward import gradients_of_equation
 from recurrent_gemma.modeling.ops.rms_norm.reference import rms_norm_reference
 
 # Elements of a block of rows in the backward.
@@ -21,9 +22,8 @@ def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Ten
     # One pass over x where squaring and averaging takes two.
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
     inverse_rms = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    scale = weight + 1.0 if weight.dtype == dtype else weight.to(dtype) + 1.0
-    y = torch.mul(x, inverse_rms).mul_(scale)
-    return y if x.dtype == dtype else y.to(x.dtype), inverse_rms
+    y = torch.mul(x, inverse_rms).mul_(weight.to(dtype) + 1.0)
+    return y.to(x.dtype), inverse_rms
 
 
 class RMSNormFunction(torch.autograd.Function):
@@ -41,10 +41,10 @@ class RMSNormFunction(torch.autograd.Function):
         (grad,) = grads
         x, weight, inverse_rms = ctx.saved_tensors
         if torch.is_grad_enabled():
-            y = rms_norm_reference(x, weight, ctx.eps)
-            inputs = [t for t in (x, weight) if t.requires_grad]
-            found = dict(zip(map(id, inputs), torch.autograd.grad(y, inputs, grad, create_graph=True), strict=True))
-            return found.get(id(x)), found.get(id(weight)), None
+            grad_x, grad_weight = gradients_of_equation(
+                lambda x, weight: rms_norm_reference(x, weight, ctx.eps), (x, weight), grad
+            )
+            return grad_x, grad_weight, None
         width, dtype = x.shape[-1], inverse_rms.dtype
         scale = weight.to(dtype) + 1.0
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
