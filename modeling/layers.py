@@ -45,6 +45,7 @@ LINEAR_LAYERS = {
     "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
     "mlp": ["gate_proj", "up_proj", "down_proj"],
 }
+LINEAR_LAYER_NAMES = [name for names in LINEAR_LAYERS.values() for name in names]
 
 
 class LayerContext(NamedTuple):

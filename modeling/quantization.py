@@ -12,9 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, TorchAoConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from recurrent_gemma.modeling.layers import LINEAR_LAYERS
-
-_NAMES = {name for names in LINEAR_LAYERS.values() for name in names}
+from recurrent_gemma.modeling.layers import LINEAR_LAYER_NAMES
 
 
 def expect_fitting(model: PreTrainedModel, quantization: TorchAoConfig) -> None:
@@ -107,7 +105,7 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """The linear layers of the blocks, by the names they have without adapters."""
     for name, module in model.named_modules():
         name = name.removesuffix(".base_layer")
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in _NAMES:
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in LINEAR_LAYER_NAMES:
             yield name, module
 
 

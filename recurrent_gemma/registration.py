@@ -32,7 +32,7 @@ from recurrent_gemma.modeling import (
     RecurrentGemmaModel,
     RecurrentGemmaPreTrainedModel,
 )
-from recurrent_gemma.modeling.layers import LINEAR_LAYERS
+from recurrent_gemma.modeling.layers import LINEAR_LAYER_NAMES
 from recurrent_gemma.tokenization import RecurrentGemmaTokenizer
 
 _AUTO_MODELS = {
@@ -50,8 +50,6 @@ _MODULE_NAMES = (
     RecurrentGemmaPreTrainedModel,
     *(model_class for _, model_class in _AUTO_MODELS.values()),
 )
-# What PEFT adapts where a LoraConfig names no modules.
-_LORA_TARGETS = [name for names in LINEAR_LAYERS.values() for name in names]
 _ABSENT = object()
 
 
@@ -151,8 +149,9 @@ def _peft_bindings() -> Iterator[_Binding]:
     # PEFT is an extra: it is not imported for this.
     constants = sys.modules.get("peft.utils.constants")
     if constants is not None:
+        # What it adapts where a LoraConfig names no modules.
         table = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-        yield _Binding(table, RecurrentGemmaConfig.model_type, _LORA_TARGETS, "peft.LoraConfig")
+        yield _Binding(table, RecurrentGemmaConfig.model_type, LINEAR_LAYER_NAMES, "peft.LoraConfig")
 
 
 def _transformers_modules() -> list[ModuleType]:

@@ -10,9 +10,7 @@ from benchmarks.models import Size
 from benchmarks.peers.contestant import Contestant, UnavailableError
 from benchmarks.peers.transformers_model import TransformersModel
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
-from recurrent_gemma.modeling.layers import LINEAR_LAYERS
-
-_NAMES = {name for names in LINEAR_LAYERS.values() for name in names}
+from recurrent_gemma.modeling.layers import LINEAR_LAYER_NAMES
 
 
 def _int8() -> Any:
@@ -62,7 +60,7 @@ class QuantizedDecoding(TransformersModel):
 
 
 def _is_linear_layer(module: nn.Module, name: str) -> bool:
-    return isinstance(module, nn.Linear) and name.rpartition(".")[2] in _NAMES
+    return isinstance(module, nn.Linear) and name.rpartition(".")[2] in LINEAR_LAYER_NAMES
 
 
 def build_quantized_peer(scheme: str, size: Size, ours: TransformersModel) -> Contestant:

@@ -37,11 +37,11 @@ def expect_markers(name: str, tensor: Tensor | None, batch: int, length: int) ->
     expect_shape(name, tensor, (batch, length), "(B, L)")
 
 
-def expect_sequence(name: str, tensor: Tensor) -> None:
-    """Raise unless ``tensor`` is a floating-point (B, L, R) tensor with at least one element in every dimension."""
+def expect_sequence(name: str, tensor: Tensor, meaning: str = "(B, L, R)") -> None:
+    """Raise unless ``tensor`` is floating-point, of as many dimensions as ``meaning`` lists, and none of them empty."""
     expect_floating(name, tensor)
-    if tensor.ndim != 3 or 0 in tensor.shape:
-        raise ValueError(f"{name}: expected a non-empty (B, L, R) tensor, got shape {tuple(tensor.shape)}.")
+    if tensor.ndim != meaning.count(",") + 1 or 0 in tensor.shape:
+        raise ValueError(f"{name}: expected a non-empty {meaning} tensor, got shape {tuple(tensor.shape)}.")
 
 
 def choose_backend(op: str, impl: str | None, backends: Sequence[str], default: str) -> str:

@@ -7,15 +7,8 @@ ordinary row, and the host never has to know the lengths.
 import torch
 from torch import Tensor
 
-from recurrent_gemma.modeling.ops.dispatch import expect_floating, expect_shape
+from recurrent_gemma.modeling.ops.dispatch import expect_shape
 from recurrent_gemma.modeling.ops.ragged import gather_columns
-
-
-def expect_tokens(name: str, tensor: Tensor) -> None:
-    """Raise unless ``tensor`` is a floating-point (T, R) tensor with at least one element in both dimensions."""
-    expect_floating(name, tensor)
-    if tensor.ndim != 2 or 0 in tensor.shape:
-        raise ValueError(f"{name}: expected a non-empty (T, R) tensor, got shape {tuple(tensor.shape)}.")
 
 
 def expect_cu_seqlens(cu_seqlens: Tensor, x: Tensor, *, covers_all: bool) -> None:

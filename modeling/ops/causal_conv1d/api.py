@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from recurrent_gemma.modeling.ops.causal_conv1d.op import run_causal_conv1d
+from recurrent_gemma.modeling.ops.causal_conv1d.op import expect_taps, run_causal_conv1d
 from recurrent_gemma.modeling.ops.causal_conv1d.reference import causal_conv1d_reference
 from recurrent_gemma.modeling.ops.dispatch import (
     choose_kernel_backend,
@@ -54,13 +54,7 @@ def causal_conv1d(
     expect_sequence("x", x)
     backend = choose_kernel_backend("causal_conv1d", impl, x, "shifted")
     batch, length, width = x.shape
-    expect_floating("weight", weight)
-    if weight.ndim != 2 or weight.shape[0] != width or weight.shape[1] < 1:
-        raise ValueError(f"weight: expected shape (R, K) with R = {width} and K >= 1, got {tuple(weight.shape)}.")
-    taps = weight.shape[1]
-    if bias is not None:
-        expect_floating("bias", bias)
-        expect_shape("bias", bias, (width,), "(R,)")
+    taps = expect_taps(weight, bias, width)
     if history is not None:
         expect_floating("history", history)
         expect_shape("history", history, (batch, taps - 1, width), "(B, K - 1, R)")

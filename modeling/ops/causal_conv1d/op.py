@@ -4,7 +4,23 @@ import torch
 from torch import Tensor
 
 from recurrent_gemma.modeling.ops.causal_conv1d.shifted import causal_conv1d_backward, causal_conv1d_forward
-from recurrent_gemma.modeling.ops.dispatch import compiles_as_step, needs_registered_op
+from recurrent_gemma.modeling.ops.dispatch import (
+    compiles_as_step,
+    expect_floating,
+    expect_shape,
+    needs_registered_op,
+)
+
+
+def expect_taps(weight: Tensor, bias: Tensor | None, width: int) -> int:
+    """The number of taps of a ``weight`` (R, K) for R = ``width``; raise unless it and ``bias`` (R,) are such."""
+    expect_floating("weight", weight)
+    if weight.ndim != 2 or weight.shape[0] != width or weight.shape[1] < 1:
+        raise ValueError(f"weight: expected shape (R, K) with R = {width} and K >= 1, got {tuple(weight.shape)}.")
+    if bias is not None:
+        expect_floating("bias", bias)
+        expect_shape("bias", bias, (width,), "(R,)")
+    return weight.shape[1]
 
 
 def run_causal_conv1d(

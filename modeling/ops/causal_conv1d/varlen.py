@@ -5,11 +5,12 @@ import itertools
 import torch
 from torch import Tensor
 
-from recurrent_gemma.modeling.ops.causal_conv1d.op import run_causal_conv1d
+from recurrent_gemma.modeling.ops.causal_conv1d.op import expect_taps, run_causal_conv1d
 from recurrent_gemma.modeling.ops.causal_conv1d.reference import causal_conv1d_reference
 from recurrent_gemma.modeling.ops.dispatch import (
     choose_kernel_backend,
     expect_floating,
+    expect_sequence,
     expect_shape,
     needs_registered_op,
     refuse_forward_mode,
@@ -20,7 +21,6 @@ from recurrent_gemma.modeling.ops.packed import (
     expect_has_initial,
     expect_no_gradient,
     expect_slots,
-    expect_tokens,
     last_tokens,
     live_tokens,
     places_after_memory,
@@ -139,15 +139,9 @@ def causal_conv1d_varlen_(
 
 def _expect_arguments(op: str, impl: str | None, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[str, int]:
     """The backend and the number of taps."""
-    expect_tokens("x", x)
-    width = x.shape[1]
-    expect_floating("weight", weight)
-    if weight.ndim != 2 or weight.shape[0] != width or weight.shape[1] < 1:
-        raise ValueError(f"weight: expected shape (R, K) with R = {width} and K >= 1, got {tuple(weight.shape)}.")
-    if bias is not None:
-        expect_floating("bias", bias)
-        expect_shape("bias", bias, (width,), "(R,)")
-    return choose_kernel_backend(op, impl, x, "shifted"), weight.shape[1]
+    expect_sequence("x", x, "(T, R)")
+    taps = expect_taps(weight, bias, x.shape[1])
+    return choose_kernel_backend(op, impl, x, "shifted"), taps
 
 
 def _run(

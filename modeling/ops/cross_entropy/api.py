@@ -12,6 +12,7 @@ from recurrent_gemma.modeling.ops.cross_entropy.reference import linear_cross_en
 from recurrent_gemma.modeling.ops.dispatch import (
     choose_backend,
     expect_floating,
+    expect_sequence,
     expect_shape,
     needs_registered_op,
     refuse_forward_mode,
@@ -49,10 +50,8 @@ def linear_cross_entropy(
         NotImplementedError: Forward-mode or second derivatives are asked for.
     """
     backend = choose_backend("linear_cross_entropy", impl, ("chunked", "reference"), "chunked")
-    expect_floating("hidden", hidden)
+    expect_sequence("hidden", hidden, "(N, D)")
     expect_floating("weight", weight)
-    if hidden.ndim != 2 or 0 in hidden.shape:
-        raise ValueError(f"hidden: expected a non-empty (N, D) tensor, got shape {tuple(hidden.shape)}.")
     expect_shape("weight", weight, (weight.shape[0], hidden.shape[1]), "(V, D)")
     if labels.dtype != torch.int64:
         raise TypeError(f"labels: expected an int64 tensor, got {labels.dtype}.")

@@ -9,6 +9,7 @@ from recurrent_gemma.modeling.ops.dispatch import (
     choose_backend,
     expect_floating,
     expect_markers,
+    expect_sequence,
     expect_shape,
     holds_on_cpu,
 )
@@ -164,9 +165,7 @@ def _check(
     valid: Tensor | None,
 ) -> tuple[int, int]:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        expect_floating(name, tensor)
-        if tensor.ndim != 4 or 0 in tensor.shape:
-            raise ValueError(f"{name}: expected a non-empty (B, heads, L, D) tensor, got shape {tuple(tensor.shape)}.")
+        expect_sequence(name, tensor, "(B, heads, L, D)")
     batch, heads, length, width = query.shape
     groups = key.shape[1]
     if heads % groups:

@@ -11,7 +11,7 @@ from recurrent_gemma.modeling.ops.dispatch import (
     expect_shape,
     refuse_forward_mode,
 )
-from recurrent_gemma.modeling.ops.rg_lru.op import run_rg_lru
+from recurrent_gemma.modeling.ops.rg_lru.op import expect_gates, run_rg_lru
 from recurrent_gemma.modeling.ops.rg_lru.reference import rg_lru_reference
 
 
@@ -57,11 +57,7 @@ def rg_lru(
     expect_sequence("x", x)
     backend = choose_kernel_backend("rg_lru", impl, x, "chunked")
     batch, length, width = x.shape
-    for name, tensor in (("input_gate", input_gate), ("recurrence_gate", recurrence_gate)):
-        expect_floating(name, tensor)
-        expect_shape(name, tensor, x.shape, "(B, L, R)")
-    expect_floating("a_param", a_param)
-    expect_shape("a_param", a_param, (width,), "(R,)")
+    expect_gates(x, input_gate, recurrence_gate, a_param, "(B, L, R)")
     if h0 is not None:
         expect_floating("h0", h0)
         expect_shape("h0", h0, (batch, width), "(B, R)")

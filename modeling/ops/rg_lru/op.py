@@ -3,8 +3,22 @@
 import torch
 from torch import Tensor
 
-from recurrent_gemma.modeling.ops.dispatch import compiles_as_step, needs_registered_op
+from recurrent_gemma.modeling.ops.dispatch import (
+    compiles_as_step,
+    expect_floating,
+    expect_shape,
+    needs_registered_op,
+)
 from recurrent_gemma.modeling.ops.rg_lru.chunked import rg_lru_backward, rg_lru_forward
+
+
+def expect_gates(x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, a_param: Tensor, meaning: str) -> None:
+    """Raise unless the gates are floating-point of x's shape, which ``meaning`` names, and ``a_param`` is (R,)."""
+    for name, tensor in (("input_gate", input_gate), ("recurrence_gate", recurrence_gate)):
+        expect_floating(name, tensor)
+        expect_shape(name, tensor, x.shape, meaning)
+    expect_floating("a_param", a_param)
+    expect_shape("a_param", a_param, (x.shape[-1],), "(R,)")
 
 
 def run_rg_lru(

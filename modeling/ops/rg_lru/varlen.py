@@ -8,6 +8,7 @@ from torch import Tensor
 from recurrent_gemma.modeling.ops.dispatch import (
     choose_kernel_backend,
     expect_floating,
+    expect_sequence,
     expect_shape,
     needs_registered_op,
     refuse_forward_mode,
@@ -18,7 +19,6 @@ from recurrent_gemma.modeling.ops.packed import (
     expect_has_initial,
     expect_no_gradient,
     expect_slots,
-    expect_tokens,
     live_tokens,
     one_token_each,
     places_after_memory,
@@ -26,7 +26,7 @@ from recurrent_gemma.modeling.ops.packed import (
     sequence_of_tokens,
     write_pages_,
 )
-from recurrent_gemma.modeling.ops.rg_lru.op import run_rg_lru
+from recurrent_gemma.modeling.ops.rg_lru.op import expect_gates, run_rg_lru
 from recurrent_gemma.modeling.ops.rg_lru.reference import rg_lru_reference
 
 
@@ -134,12 +134,8 @@ def _expect_arguments(
     op: str, impl: str | None, x: Tensor, input_gate: Tensor, recurrence_gate: Tensor, a_param: Tensor
 ) -> str:
     """The backend."""
-    expect_tokens("x", x)
-    for name, tensor in (("input_gate", input_gate), ("recurrence_gate", recurrence_gate)):
-        expect_floating(name, tensor)
-        expect_shape(name, tensor, x.shape, "(T, R)")
-    expect_floating("a_param", a_param)
-    expect_shape("a_param", a_param, (x.shape[1],), "(R,)")
+    expect_sequence("x", x, "(T, R)")
+    expect_gates(x, input_gate, recurrence_gate, a_param, "(T, R)")
     return choose_kernel_backend(op, impl, x, "chunked")
 
 
