@@ -67,11 +67,14 @@ def figures(row: dict[str, Any], contestant: str) -> Timing | None:
 
 
 def ratio(row: dict[str, Any], contestant: str, over: str) -> Timing | None:
-    """One contestant's figures over another's, round by round, from every group that measured both."""
+    """One contestant's figures over another's, round by round, from every group that measured both.
+
+    None if there is no such group: one whose ``over`` has a figure of 0 (memory that did not grow by a page) is none.
+    """
     found = [
         ratio
         for group in row.get("groups", ())
-        if contestant in group and over in group
+        if contestant in group and all(group.get(over, [0]))
         for ratio in Timing(tuple(group[contestant])).over(Timing(tuple(group[over]))).seconds
     ]
     return Timing(tuple(found)) if found else None

