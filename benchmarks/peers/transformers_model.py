@@ -133,6 +133,8 @@ class _Compiled(Decoding):
     def __init__(self, model: Any, prompt: Tensor, tokens: int) -> None:
         self._model, self._prompt, self._tokens = model, prompt, tokens
         self.state_bytes = 0
+        # Compiles, before anything is timed.
+        self.seconds_per_token()
 
     def seconds_per_token(self) -> float:
         compiling = CompileConfig(fullgraph=True, mode="default")
