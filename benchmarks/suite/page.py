@@ -71,7 +71,7 @@ def _budgets(results: dict[str, Any]) -> str:
             measured = ratio(row, budget["contestant"], budget["over"])
             verdict = "no result" if measured is None else "met" if measured.median <= budget["at_most"] else "**over**"
             who = f"{_title(budget['contestant'])} / {_title(budget['over'])}"
-            lines.append([name, who, _cell(measured), f"{budget['at_most']:g}", verdict])
+            lines.append([name, who, _cell(measured), f"{budget['at_most']:.3g}", verdict])
     return lines and markdown_table(["row", "ratio", "measured", "at most", ""], lines)
 
 
