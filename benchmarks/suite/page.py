@@ -94,7 +94,7 @@ def _times(results: dict[str, Any]) -> str:
     for name, row in rows.items():
         found = [figures(row, who) for who in names]
         rate = row["floor_rates"][0]
-        lines.append([f"{name}: {row['work']}", *("" if f is None else _milliseconds(f.median) for f in found), rate])
+        lines.append([f"{name}: {row['work']}", *("" if f is None else duration(f.median) for f in found), rate])
     return lines and markdown_table(["row", *map(_title, names), "the floor's rate"], lines)
 
 
@@ -131,7 +131,7 @@ def _ops(results: dict[str, Any]) -> str:
         return ""
     kinds = list(next(iter(parts.values()))["by_kind"])
     lines = [
-        [work, _milliseconds(part["seconds"])]
+        [work, duration(part["seconds"])]
         + [f"{100 * part['by_kind'][kind] / sum(part['by_kind'].values()):.0f} %" for kind in kinds]
         for work, part in parts.items()
     ]
@@ -146,7 +146,7 @@ def _kernels(results: dict[str, Any]) -> str:
             found = figures(row, who)
             assert found is not None
             share = nbytes / found.median / row["bandwidth"]
-            lines.append([row["work"], _title(who), _milliseconds(found.median), decimal(nbytes), f"{share:.2f}"])
+            lines.append([row["work"], _title(who), duration(found.median), decimal(nbytes), f"{share:.2f}"])
     return lines and markdown_table(["work", "", "median", "moves at least", "of the bandwidth"], lines)
 
 
@@ -246,5 +246,6 @@ def _cell(ratios: Timing | None) -> str:
     return f"{ratios.median:.3g} ({low:.3g}-{high:.3g})" if len(ratios.seconds) > 1 else f"{ratios.median:.3g}"
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.4g} ms"
+def duration(seconds: float) -> str:
+    """In s or ms, three digits."""
+    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{1e3 * seconds:.3g} ms"

@@ -1,5 +1,6 @@
 """The README holds true: its code runs, its commands are CI's, its figures are computed, its links lead somewhere."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.suite.page import TITLES, duration
+from benchmarks.suite.results import figures
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.configuration.state_size import kv_cache_bytes, state_bytes
 from tests.support import ROOT, code_blocks, require, run_python
@@ -18,6 +21,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PYTHON = code_blocks(README, "python")
 COMMANDS = [line for block in code_blocks(README, "bash") for line in block.splitlines()]
 OURS = [line for line in COMMANDS if line.startswith("recurrent-gemma ")]
+PICTURES = {target: text for text, target in re.findall(r"!\[(.*?)\]\((.*?)\)", README)}
+ROWS = json.loads((ROOT / "docs" / "data" / "performance.json").read_text())["rows"]
 
 
 def test_examples_were_found():
@@ -83,10 +88,31 @@ def test_picture_and_what_is_said_of_it(tmp_path: Path):
     run_python("-W", "error", "-m", "benchmarks.state_size_plot", "--output", str(drawn), cwd=tmp_path)
     assert drawn.read_text().rstrip().endswith("</svg>")
     config = RecurrentGemmaConfig.from_preset("recurrentgemma-2b", dtype=torch.bfloat16)
-    ((text, target),) = re.findall(r"!\[(.*?)\]\((.*?)\)", README)
-    assert (ROOT / target).is_file()
+    text = PICTURES["docs/images/state_size.svg"]
     assert f"{kv_cache_bytes(config, 2**20) / 1e9:.0f} GB" in text
     assert f"{state_bytes(config).total / 1e6:.1f} MB" in text
+
+
+def _seconds(row: str, contestant: str) -> str:
+    found = figures(ROWS[row], contestant)
+    return "" if found is None else duration(found.median)
+
+
+def test_speed_table():
+    header, *lines = re.findall(r"^\| (`.*|speed .*) \|$", README, flags=re.MULTILINE)
+    titles = {title: who for who, title in TITLES.items()}
+    contestants = [titles[title] for title in header.split(" | ")[1:]]
+    assert len(lines) >= 5 and contestants[0] == "ours"
+    for line in lines:
+        what, *cells = line.split(" |")
+        (row,) = re.findall(r"`(\S+)`", what)
+        assert [cell.strip() for cell in cells] == [_seconds(row, who) for who in contestants]
+
+
+def test_picture_of_the_length_and_what_is_said_of_it():
+    text = PICTURES["docs/images/performance_length.svg"]
+    for who, row in (("gemma", "context-2k"), ("gemma", "context-32k"), ("ours", "context-32k")):
+        assert _seconds(row, who) in text
 
 
 def test_numerics_names_tests_that_exist():

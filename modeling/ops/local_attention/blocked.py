@@ -35,7 +35,7 @@ def local_attention_blocked(
     rows = _block_rows(window)
     keys, values = (_split(t, past, rows) for t in (key, value))
     reach = math.ceil(window / rows)
-    bands: dict[tuple[int, int], Tensor] = {}  # most blocks see the same band
+    bands: dict[tuple[int, int, torch.dtype], Tensor] = {}  # most blocks see the same band
     outputs, begin = [], 0
     while begin < length:
         end = min(length, begin + rows)
@@ -81,21 +81,24 @@ def _mask(
     past_length: Tensor | None,
     documents: Tensor | None,
     query: Tensor,
-    bands: dict[tuple[int, int], Tensor],
+    bands: dict[tuple[int, int, torch.dtype], Tensor],
 ) -> Tensor | None:
     """Which keys [column, end) the queries [begin, end) see, (rows, keys) or (B, 1, rows, keys); None: causal or all.
 
-    Token t of this call is number t; past columns have negative numbers.
+    Token t of this call is number t; past columns have negative numbers. Where only the band matters, the mask is added
+    to the logits: of a boolean one, torch would make that anew for every block.
     """
     ragged_past = past_length is not None and column < 0
-    if documents is None and not ragged_past and end - 1 - column <= window and begin in (column, end - 1):
+    plain = documents is None and not ragged_past
+    if plain and end - 1 - column <= window and begin in (column, end - 1):
         return None
-    shape = (end - begin, begin - column)
-    if shape not in bands:
+    key = (end - begin, begin - column, query.dtype if plain else torch.bool)
+    if key not in bands:
         rows = torch.arange(begin - column, end - column, device=query.device)[:, None]
         columns = torch.arange(end - column, device=query.device)[None, :]
-        bands[shape] = (columns <= rows) & (rows - columns <= window)
-    mask = bands[shape]
+        band = (columns <= rows) & (rows - columns <= window)
+        bands[key] = query.new_zeros(band.shape).masked_fill_(~band, -math.inf) if plain else band
+    mask = bands[key]
     if ragged_past and past_length is not None:
         live = torch.arange(column, end, device=query.device) >= -past_length[:, None]
         mask = mask & live[:, None, None, :]
