@@ -10,7 +10,8 @@ from benchmarks.__main__ import main, parse
 from benchmarks.gpu_suite import command as gpu
 from benchmarks.models import SIZES
 from benchmarks.peers import PEERS
-from benchmarks.suite.page import NAME, NOTHING, TABLES, fill
+from benchmarks.suite.page import NAME, NOTHING, TABLES, duration, fill
+from benchmarks.suite.results import figures
 from tests.support import ROOT, code_blocks
 
 PATH = ROOT / "docs" / "performance.md"
@@ -56,3 +57,11 @@ def test_tables_are_those_of_the_results(name: str):
         assert fill(PAGE, name, json.loads(path.read_text())) == PAGE
     else:
         assert set(own.values()) == {NOTHING}
+
+
+def test_quantized_figures_are_those_of_the_results():
+    row = json.loads((ROOT / "docs" / "data" / f"{NAME}.json").read_text())["rows"]["decode-2560x3-bf16"]
+    page = (ROOT / "docs" / "quantization.md").read_text()
+    for who, words in (("ours", "in bfloat16"), ("ours-int4", "in packed int4"), ("ours-int8", "in int8")):
+        found = figures(row, who)
+        assert found is not None and re.search(rf"{re.escape(duration(found.median))} (a token )?{words}", page)
