@@ -59,8 +59,9 @@ def train_memory(size: str, *, lengths: list[int], device: str = "cpu", dtype: s
             for implementation in ("ours", "ours, checkpointed", "in-tree")
         ]
         losses = [step.loss for step in found]
-        # Rounding of bf16 logits; in fp32 four digits more.
-        bar = (1e-2 if dtype == "bfloat16" else 1e-5) * max(losses)
+        # Rounding of bf16 logits, in fp32 three digits less; and torch's cross entropy, which in-tree calls, adds the
+        # vocabulary up in fp32, in eight lanes: at 256k its loss is 2e-4 from that in fp64, where ours is 3e-6 from it.
+        bar = (1e-2 if dtype == "bfloat16" else 1e-5) * max(losses) + 2**-24 * SIZES[size].vocab_size / 8
         if not max(losses) - min(losses) <= bar:
             raise ValueError(f"loss: expected the same of every implementation, got {losses} at {length} tokens.")
         steps += found
