@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -82,12 +83,11 @@ def load_tasks(
     for row, scorer in classifiers.items():
         for name in (row, *(leaf for leaf, _ in _leaves(index, row))):
             _rewrite(index, name, _with_classifier(scorer))
-    if data_dir is not None:
-        for leaf, overrides in leaves.items():
-            _rewrite(index, leaf, _with_local_data(Path(data_dir), overrides))
-
     runs_code = any(index[leaf].cfg.get("unsafe_code") for leaf in leaves)
     with supplied_code_eval(CodeEval(confirm_run_unsafe_code=True)) if runs_code else contextlib.nullcontext():
+        if data_dir is not None:
+            for leaf, overrides in leaves.items():
+                _rewrite(index, leaf, _with_local_data(Path(data_dir), overrides))
         selected = [loaded for name in wanted for loaded in _built(manager, name)]
     loaded = manager.load(selected)
     asked_for = {row for name in names for row in _rows_of(name)}
@@ -105,17 +105,20 @@ _NEEDS_CLASSIFIER = "is scored by a classifier: pass classifier=, a LocalClassif
 
 
 def _task_manager(names: Sequence[str]) -> Any:
-    """lm-eval's task manager with our tasks: over the folders of the tables, or over all of them where a name asks."""
+    """lm-eval's task manager with our tasks; over all of lm-eval's where other names than ours are asked for."""
     try:
         lm_eval_tasks = importlib.import_module("lm_eval.tasks")
     except ModuleNotFoundError as error:
         raise ImportError(f"evaluation: needs {error.name}, which is not installed: {_INSTALL}") from error
-    folder = Path(str(lm_eval_tasks.__file__)).parent
-    manager = lm_eval_tasks.TaskManager(
-        include_path=[TASKS, *(folder / name for name in _FOLDERS)], include_defaults=False
-    )
-    if not all(name in manager.task_index for name in names):
-        manager = lm_eval_tasks.TaskManager(include_path=TASKS)
+    ours = {*GROUPS.values(), *(row.task for row in ROWS)}
+    if ours.issuperset(names):
+        folder = Path(str(lm_eval_tasks.__file__)).parent
+        # It warns of tags that have members in several of the folders; none of ours is made of those.
+        with _quiet("lm_eval.tasks._index"):
+            return lm_eval_tasks.TaskManager(
+                include_path=[TASKS, *(folder / name for name in _FOLDERS)], include_defaults=False
+            )
+    manager = lm_eval_tasks.TaskManager(include_path=TASKS)
     unknown = [name for name in names if name not in manager.task_index]
     if unknown:
         raise ValueError(
@@ -123,6 +126,20 @@ def _task_manager(names: Sequence[str]) -> Any:
             f"{', '.join(map(repr, unknown))}."
         )
     return manager
+
+
+@contextlib.contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Drop the warnings of a logger within the block."""
+
+    def drop(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING
+
+    logging.getLogger(logger).addFilter(drop)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(drop)
 
 
 def _classifiers(classifier: Classifier | Mapping[str, Classifier] | None) -> dict[str, Classifier]:
