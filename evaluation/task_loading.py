@@ -177,14 +177,27 @@ def _leaves(index: Mapping[str, Any], name: str, overrides: Mapping[str, Any] | 
         for member in sorted(entry.tags):
             yield from _leaves(index, member, overrides)
     elif entry.kind.name == "GROUP":
-        for member in entry.cfg["task"]:
-            if isinstance(member, str):
-                yield from _leaves(index, member, overrides)
-            else:
-                changes = {key: value for key, value in member.items() if key not in ("task", "group")}
-                yield from _leaves(index, member.get("group") or member["task"], {**overrides, **changes})
+        yield from _members(index, entry.cfg["task"], overrides)
     else:
         yield name, overrides
+
+
+def _members(index: Mapping[str, Any], members: Sequence[Any], overrides: Mapping[str, Any]) -> Iterator[Any]:
+    for member in members:
+        if isinstance(member, str):
+            yield from _leaves(index, member, overrides)
+            continue
+        name = member.get("group") or member["task"]
+        if name in index:
+            changes = {key: value for key, value in member.items() if key not in ("task", "group")}
+            yield from _leaves(index, name, {**overrides, **changes})
+        elif isinstance(member["task"], list):
+            yield from _members(index, member["task"], overrides)
+        else:
+            raise ValueError(
+                f"names: expected groups whose members are tasks of their own, got one with {name!r} written inside "
+                "of it; name the tasks instead."
+            )
 
 
 def _rewrite(index: dict[str, Any], name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
