@@ -32,8 +32,10 @@ class LoadedTasks(TypedDict):
     group_map: dict[str, list[str]]
     # Rows left out, by their group's name, with what they need.
     missing: dict[str, str]
-    # The objects of the names asked for, which ``lm_eval.simple_evaluate`` takes as ``tasks``.
+    # The objects of the names asked for, which ``lm_eval.simple_evaluate`` takes as ``tasks``, and the manager that
+    # they come from, its ``task_manager``: it would read all of lm-eval's files for one of its own.
     selected: list[Any]
+    manager: Any
 
 
 def load_tasks(
@@ -97,6 +99,7 @@ def load_tasks(
         "group_map": loaded.get("group_map", {}),
         "missing": {row: reason for row, reason in missing.items() if row in asked_for},
         "selected": selected,
+        "manager": manager,
     }
 
 

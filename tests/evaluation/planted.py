@@ -94,6 +94,11 @@ def run(names: str | Sequence[str], model: LM, *, data_dir: Path = LOCAL_DATA, *
     options = {"classifier": WordClassifier(), "unsafe_code": True, **options}
     loaded = load_tasks(names, data_dir=data_dir, **options)
     done = lm_eval.simple_evaluate(
-        model=model, tasks=loaded["selected"], bootstrap_iters=2, log_samples=False, confirm_run_unsafe_code=True
+        model=model,
+        tasks=loaded["selected"],
+        task_manager=loaded["manager"],
+        bootstrap_iters=2,
+        log_samples=False,
+        confirm_run_unsafe_code=True,
     )
     return done["results"]

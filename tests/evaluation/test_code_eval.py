@@ -194,7 +194,7 @@ def test_lm_eval_asks_for_confirmation_as_well():
     lm_eval = require("lm_eval")
     loaded = load_tasks("recurrent_gemma_mbpp", data_dir=LOCAL_DATA, unsafe_code=True)
     with pytest.raises(ValueError, match="marked as unsafe"):
-        lm_eval.simple_evaluate(model=PlantedLM([]), tasks=loaded["selected"])
+        lm_eval.simple_evaluate(model=PlantedLM([]), tasks=loaded["selected"], task_manager=loaded["manager"])
 
 
 def test_a_humaneval_program_that_never_ends_is_a_failure():

@@ -87,7 +87,7 @@ def test_one_answer_right(row: CardRow, some_right: dict[str, Any], leaves: dict
     figure, error = row.measured(some_right)
     assert figure == pytest.approx(100 * ONE_OF[row.name])
     assert _scores(row, some_right, leaves) == pytest.approx([100 * ONE_OF[row.name]] * len(leaves[row.task]))
-    assert error is not None and (error > 0) == (row.name not in ("BBQ Disambig", "RealToxicity", "BOLD"))
+    assert error is not None and (error > 1e-9) == (row.name not in ("BBQ Disambig", "RealToxicity", "BOLD"))
 
 
 @pytest.fixture(scope="module")

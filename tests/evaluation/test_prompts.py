@@ -40,9 +40,10 @@ def test_prompts_hold_as_many_examples_as_the_row_has_shots(row: str, mark: str,
 
 def test_no_question_is_its_own_example():
     # The ambiguous questions are examples of one another.
+    contexts = _contexts("recurrent_gemma_bbq_ambig")
     for row in evaluated_rows()["oskarvanderwal/bbq", "All"]:
         if row["context_condition"] == "ambig":
-            asked = [text for text in _contexts("recurrent_gemma_bbq_ambig") if text.endswith(_last(row))]
+            asked = [text for text in contexts if text.endswith(_last(row))]
             assert asked and all(text.count(row["context"]) == 1 for text in asked)
 
 
