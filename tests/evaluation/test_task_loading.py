@@ -158,16 +158,14 @@ def test_a_classifier_for_one_row():
         load_tasks(GROUPS["safety"], data_dir=LOCAL_DATA, classifier={"recurrent_gemma_piqa": WordClassifier()})
 
 
-def test_other_names_are_lm_evals_own(tmp_path: Path):
-    (tmp_path / "Rowan__hellaswag").mkdir()
-    shutil.copytree(LOCAL_DATA / "Rowan__hellaswag" / "default", tmp_path / "Rowan__hellaswag" / "default")
-    assert list(load_tasks(["hellaswag"], data_dir=tmp_path)["tasks"]) == ["hellaswag"]
-    # Of the tag, lm-eval's whole index is read: all its tasks, not those in the folders of our rows.
-    with pytest.raises(FileNotFoundError, match=r"expects .*jsonl"):
-        load_tasks(["math_word_problems"], data_dir=tmp_path)
-    assert load_tasks(["humaneval"], data_dir=tmp_path)["missing"].keys() == {"humaneval"}
+def test_other_names_are_lm_evals_own():
+    loaded = load_tasks(["hellaswag", "humaneval"], data_dir=LOCAL_DATA)
+    assert list(loaded["tasks"]) == ["hellaswag"] and loaded["missing"].keys() == {"humaneval"}
+    # A tag has all its tasks, not only those in the folders that our rows are made of, whose data is there.
+    with pytest.raises(FileNotFoundError, match=r"data_dir: \w+ expects .*jsonl"):
+        load_tasks("math_word_problems", data_dir=LOCAL_DATA)
     with pytest.raises(ValueError, match=r"names: expected tasks or groups of lm-eval, .* got 'no_such_task'"):
-        load_tasks(["piqa", "no_such_task"], data_dir=tmp_path)
+        load_tasks(["piqa", "no_such_task"], data_dir=LOCAL_DATA)
 
 
 def test_refusals(tmp_path: Path):
