@@ -7,7 +7,8 @@ from pathlib import Path
 from tests.support import ROOT, run_python
 
 EXTRAS = """
-datasets flax jax jaxlib lm_eval matplotlib mkdocs orbax peft pytest recurrentgemma sentencepiece triton trl vllm
+datasets evaluate flax jax jaxlib lm_eval matplotlib mkdocs orbax peft pytest recurrentgemma sentencepiece triton trl
+vllm
 """.split()
 
 EVERY_MODULE = """

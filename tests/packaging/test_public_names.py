@@ -24,6 +24,9 @@ PUBLIC_NAMES = {
         TransformersCheckpoint is_orbax is_transformers open_checkpoint shards_of write_orbax write_safetensors
         write_torch_file
     """,
+    "recurrent_gemma.evaluation": """
+        GROUPS ROWS SUITES CardRow Classifier LocalClassifier PerspectiveClassifier average find_row load_tasks
+    """,
     "recurrent_gemma.launch": "environment",
     "recurrent_gemma.modeling": """
         PrefixCache RecurrentGemmaCache RecurrentGemmaForCausalLM RecurrentGemmaForQuestionAnswering
