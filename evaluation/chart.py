@@ -41,24 +41,22 @@ def draw(results: "Sequence[RowResult]", *, title: str, note: str = "") -> bytes
         figure = Figure(figsize=(7, 1.6 + 0.27 * len(results)), layout="constrained")
         axes = figure.add_subplot()
         for place, result in enumerate(results):
+            measured = result.measured or 0.0
             if result.card is not None:
-                axes.plot([result.card, result.measured], [place, place], color=_CARD_COLOUR, linewidth=1, zorder=1)
-            axes.errorbar(
-                [result.measured], [place], xerr=[result.standard_error or 0.0], color=_MEASURED_COLOUR, zorder=2
-            )
+                axes.plot([result.card, measured], [place, place], color=_CARD_COLOUR, linewidth=1, zorder=1)
+            axes.errorbar([measured], [place], xerr=[result.standard_error or 0.0], color=_MEASURED_COLOUR, zorder=2)
         card = [(result.card, place) for place, result in enumerate(results) if result.card is not None]
         if card:
-            axes.scatter(*zip(*card, strict=True), facecolors="white", edgecolors=_CARD_COLOUR, zorder=3, label="card")
-        measured = [(result.measured, place) for place, result in enumerate(results)]
-        axes.scatter(*zip(*measured, strict=True), s=16, color=_MEASURED_COLOUR, zorder=4, label="measured")
+            figures, places = zip(*card, strict=True)
+            axes.scatter(figures, places, facecolors="white", edgecolors=_CARD_COLOUR, zorder=3, label="card")
+        figures = tuple(result.measured or 0.0 for result in results)
+        axes.scatter(figures, range(len(results)), s=16, color=_MEASURED_COLOUR, zorder=4, label="measured")
         axes.set_yticks(range(len(results)), [result.row.name for result in results])
-        axes.invert_yaxis()
+        axes.set_ylim(len(results) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         axes.set_xlabel("\n".join(["percent, bars: standard error", *textwrap.wrap(note, 80)]))
-        axes.set_title(title)
-        axes.legend(
-            frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2 if len(results) < 6 else -0.12), ncols=2
-        )
+        figure.suptitle(title, x=0.02, ha="left")
+        figure.legend(frameon=False, loc="outside upper right", ncols=2)
         written = io.BytesIO()
         FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})
     return written.getvalue()

@@ -140,7 +140,7 @@ def _fold(root: Node, min_shared: int, max_levels: int) -> None:
 
 
 def _place_targets(root: Node, sequences: list[np.ndarray], continuations: list[Sequence[int]]) -> None:
-    pending = [(child, (child,)) for child in root.children]
+    pending: list[tuple[Node, tuple[Node, ...]]] = [(child, (child,)) for child in root.children]
     while pending:
         node, path = pending.pop()
         for request in node.requests:

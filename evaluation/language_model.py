@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from recurrent_gemma.evaluation.continuation_scores import LOGIT_BYTES, ContinuationScorer, rows_per_pass
 from recurrent_gemma.evaluation.generation_batches import generation_batches

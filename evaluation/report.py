@@ -122,7 +122,7 @@ class Report:
             results = [result for result in self.rows if result.row.table == table]
             if results:
                 parts += [f"## {title}", _table(_HEADING, self._lines(table, results))]
-        missing = [result for result in (*self.rows, *self.others) if result.reason]
+        missing = self.without_figure
         if missing:
             parts += ["## Not measured", "\n".join(f"- {_name(result)}: {result.reason}" for result in missing)]
         measured = [result for result in self.others if not result.reason]
@@ -149,6 +149,12 @@ class Report:
         drawn = [result for result in self.rows if result.measured is not None]
         if drawn:
             _replace(directory / "chart.svg", draw(drawn, title=self.model["name"], note=" ".join(self.warnings)))
+
+    @property
+    def without_figure(self) -> "list[RowResult | OtherResult]":
+        """What was asked for and not measured."""
+        results: list[RowResult | OtherResult] = [*self.rows, *self.others]
+        return [result for result in results if result.reason]
 
     @property
     def card_average(self) -> float | None:

@@ -72,7 +72,7 @@ def load_model(
     """
     path = Path(directory)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(path, config=model.config, local_files_only=True)
     return LoadedModel(path, model.to(device).eval(), tokenizer)
 
@@ -264,7 +264,7 @@ def _language_model(
             pretrained=loaded.model,
             tokenizer=loaded.tokenizer,
             batch_size=batch_size,
-            shared_contexts=shared_contexts,  # type: ignore[call-arg]
+            shared_contexts=shared_contexts,
             seed=seed,
         )
     # It gives the model its cache, which the model looks into by itself.

@@ -91,7 +91,7 @@ def _classifiers(names: Sequence[str], labels: Sequence[str]) -> Any:
     alone = [row for row in labelled if row not in named]
     if alone:
         raise CommandError(f"--classifier-label: goes with --classifier, got it alone for {alone[0]}", ExitCode.USAGE)
-    made = {}
+    made: dict[str, Any] = {}
     for row, name in named.items():
         label = labelled.get(row)
         try:
@@ -155,11 +155,11 @@ def _print(report: "Report") -> None:
     for other in report.others:
         for score, value in sorted(other.scores.items()):
             print(f"{other.task}  {score}  {value:.4g}")
-    missing = [result for result in (*report.rows, *report.others) if result.reason]
+    missing = report.without_figure
     if missing:
         print("Not measured; --classifier, --allow-code-execution and --data-dir may help:")
-    for result in missing:
-        print(f"  {_name(result)}: {result.reason}")
+    for absent in missing:
+        print(f"  {_name(absent)}: {absent.reason}")
     for warning in report.warnings:
         print(f"NOTE: {warning}")
 
