@@ -207,10 +207,10 @@ def _parser() -> argparse.ArgumentParser:
     forked = _add_case(cases, "shared-contexts", shared_contexts.shared_contexts, "demo")
     forked.add_argument("--shots", type=_positive, default=600, help="tokens of the examples (default %(default)s)")
     forked.add_argument("--question", type=_positive, default=100, help="tokens of a question (default %(default)s)")
-    forked.add_argument("--questions", type=_positive, default=16, help="of a subject (default %(default)s)")
+    forked.add_argument("--questions", type=_positive, default=8, help="of a subject (default %(default)s)")
     forked.add_argument("--subjects", type=_positive, default=2, help="default %(default)s")
     forked.add_argument("--batch-size", type=_positive, default=8, help="rows of a pass (default %(default)s)")
-    forked.add_argument("--repeats", type=_positive, default=5, help="rounds (default %(default)s)")
+    forked.add_argument("--repeats", type=_positive, default=3, help="rounds (default %(default)s)")
     forked.add_argument("--device", default="cpu", help="such as cuda (default %(default)s)")
 
     learning.add_arguments(_add_command(cases, "learning", learning.main))

@@ -43,7 +43,7 @@ def generation_batches(
     for index, option in enumerate(options):
         groups.setdefault(json.dumps(option, sort_keys=True), []).append(index)
     for group in groups.values():
-        for shared, members in _below_one_beginning(prompts, group) if share else [((), group)]:
+        for shared, members in _below_one_beginning(prompts, group, rows) if share else [((), group)]:
             waiting = sorted(members, key=lambda index: (-len(prompts[index]), list(prompts[index])))
             while waiting:
                 count = rows(len(prompts[waiting[0]]))
@@ -51,8 +51,13 @@ def generation_batches(
                 waiting = waiting[count:]
 
 
-def _below_one_beginning(prompts: Sequence[Sequence[int]], group: list[int]) -> list[tuple[tuple[int, ...], list[int]]]:
-    """Beginnings with the prompts below them; the last one is that of prompts which share nothing."""
+def _below_one_beginning(
+    prompts: Sequence[Sequence[int]], group: list[int], rows: Callable[[int], int]
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Beginnings with the prompts below them, a batch of them at least; the last one shares nothing.
+
+    Fewer are answered with others: a step takes the same time for one row as for several.
+    """
     # The last token of a prompt is left to be read: it gives the first new one.
     long = [index for index in group if len(prompts[index]) > 1]
     rest = [index for index in group if len(prompts[index]) == 1]
@@ -62,9 +67,10 @@ def _below_one_beginning(prompts: Sequence[Sequence[int]], group: list[int]) -> 
         members = [long[request] for part in walk([node]) for request in part.requests]
         # A prompt may end on the way to a node that stands where others part.
         below = [index for index in members if node.children and len(prompts[index]) > node.end]
-        if below:
+        if below and len(below) >= rows(max(len(prompts[index]) for index in below)):
             found.append((tuple(node.tokens.tolist()), below))
-        rest += sorted(set(members) - set(below))
+            members = sorted(set(members) - set(below))
+        rest += members
     return [*found, ((), sorted(rest))] if rest else found
 
 

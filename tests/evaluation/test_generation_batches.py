@@ -37,6 +37,12 @@ def test_every_prompt_once_below_its_own_beginning():
         assert {len(batch.shared) for batch in found} == ({0, MIN_SHARED_TOKENS, 100} if share else {0})
 
 
+def test_a_beginning_that_fills_no_batch_is_not_shared():
+    # Four prompts below one beginning, two below the other.
+    assert {len(batch.shared) for batch in batches(rows=4)} == {0, MIN_SHARED_TOKENS}
+    assert {len(batch.shared) for batch in batches(rows=5)} == {0}
+
+
 def test_equal_beginnings_follow_one_another():
     shared = [batch.shared for batch in batches()]
     changes = sum(before != after for before, after in itertools.pairwise(shared))

@@ -211,7 +211,8 @@ def test_answers_below_shared_examples_are_those_one_by_one(batch_size: int | st
     assert found == [by_itself(prompt, options) for prompt in prompts]
     read = sum(map(len, rows))
     new = 10 * len(prompts)
-    assert read < 400 + 250 + 13 * 45 + new < sum(len(model.tok_encode(prompt)) for prompt in prompts)
+    if batch_size != "auto":  # whose one batch all prompts fit into
+        assert read < 400 + 250 + 13 * 45 + new < sum(len(model.tok_encode(prompt)) for prompt in prompts)
 
 
 def test_prompts_are_padded_on_the_left():
