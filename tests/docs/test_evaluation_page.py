@@ -9,6 +9,7 @@ import torch
 
 from recurrent_gemma.cli import app
 from recurrent_gemma.configuration import RecurrentGemmaConfig
+from recurrent_gemma.evaluation.context_tree import context_tree, tokens_to_read
 from recurrent_gemma.evaluation.rows import ROWS
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 from tests.support import ROOT, code_blocks, require, run_python
@@ -62,6 +63,19 @@ datasets.load_dataset = lambda name, configuration, split: datasets.Dataset.from
 
 def _demo() -> Path:
     return ROOT / "recurrent_gemma" / "demo"
+
+
+def test_tokens_of_the_benchmark():
+    shots, questions = [list(range(600 * i, 600 * i + 600)) for i in (1, 2)], range(16)
+    contexts = [shots[i % 2] + [10_000 + 100 * i + j for j in range(100)] for i in questions]
+    rows = re.findall(r"^\| (\d+) tokens? \| ([\d,]+) \| ([\d,]+) \| ([\d.]+) \| [\d.]+ \(", PAGE, flags=re.MULTILINE)
+    assert [int(length) for length, *_ in rows] == [1, 20]
+    for length, *figures in rows:
+        choices = [[20_000 + choice] * int(length) for choice in range(4)]
+        shared = tokens_to_read(context_tree([(context, choice) for context in contexts for choice in choices]))
+        once = {(*context, *choice[:-1]) for context in contexts for choice in choices}
+        plain = sum(map(len, once))
+        assert figures == [f"{plain:,}", f"{shared:,}", f"{plain / shared:.1f}"]
 
 
 def test_the_table_of_tokens():
