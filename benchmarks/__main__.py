@@ -15,6 +15,7 @@ anew; and does the same for a GPU, after it was seen to compute what the CPU com
     python -m benchmarks memory [--size demo] [--tokens 20000] [--every 1000]
     python -m benchmarks convert [--size 2048x12] [--max-shard-size 300MB] [--dtype bfloat16] [--folder DIR]
     python -m benchmarks prefix-cache [--size demo] [--system 2000] [--tokens 20] [--requests 200]
+    python -m benchmarks shared-contexts [--size demo] [--shots 600] [--question 100] [--batch-size 8]
     python -m benchmarks learning [--jobs 2] [--tasks marker] [--models hawk griffin] [--seeds 0] [--output DIR]
 
 Speed: random weights, shared by all implementations of the model. First they must give the same logits (in-tree:
@@ -25,8 +26,9 @@ Train-memory: the most memory that one training step takes beyond weights and gr
 process of its own. Memory: one sequence grows token by token through the cache. Convert: random weights go to every
 kind of checkpoint and back, bit for bit; time, and resident memory above that of the bare process. Prefix cache:
 answers below a shared system prompt, cold and warm, and hit rates at the sizes of the 2B model, whose states are not
-computed. Learning: small models trained at one length and tested at longer ones, which makes what docs/evidence.md
-shows.
+computed. Shared contexts: log-likelihoods of an evaluation with 5 shots, by this package's lm-eval model and by
+lm-eval's own path. Learning: small models trained at one length and tested at longer ones, which makes what
+docs/evidence.md shows.
 
 Only ratios within one run mean something: take them on an otherwise idle machine.
 """
@@ -39,7 +41,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import conversion, memory, op_profile, prefix_cache, report, speed, train_memory
+from benchmarks import conversion, memory, op_profile, prefix_cache, report, shared_contexts, speed, train_memory
 from benchmarks.gpu_suite import command as gpu
 from benchmarks.learning import command as learning
 from benchmarks.models import SIZES
@@ -108,6 +110,18 @@ def _run(options: argparse.Namespace) -> report.Result:
             tokens=options.tokens,
             repeats=options.repeats,
             requests=options.requests,
+        )
+    if options.case == "shared-contexts":
+        model, name = memory.model_for_memory(options.size)
+        return shared_contexts.shared_contexts(
+            model.to(options.device).eval(),
+            name,
+            shots=options.shots,
+            question=options.question,
+            questions=options.questions,
+            subjects=options.subjects,
+            batch_size=options.batch_size,
+            repeats=options.repeats,
         )
     size = SIZES[options.size]
     if options.case == "convert":
@@ -189,6 +203,15 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--tokens", type=_positive, default=20, help="tokens of an answer (default %(default)s)")
     shared.add_argument("--requests", type=_positive, default=200, help="of the workload (default %(default)s)")
     shared.add_argument("--repeats", type=_positive, default=7, help="rounds (default %(default)s)")
+
+    forked = _add_case(cases, "shared-contexts", shared_contexts.shared_contexts, "demo")
+    forked.add_argument("--shots", type=_positive, default=600, help="tokens of the examples (default %(default)s)")
+    forked.add_argument("--question", type=_positive, default=100, help="tokens of a question (default %(default)s)")
+    forked.add_argument("--questions", type=_positive, default=8, help="of a subject (default %(default)s)")
+    forked.add_argument("--subjects", type=_positive, default=2, help="default %(default)s")
+    forked.add_argument("--batch-size", type=_positive, default=8, help="rows of a pass (default %(default)s)")
+    forked.add_argument("--repeats", type=_positive, default=3, help="rounds (default %(default)s)")
+    forked.add_argument("--device", default="cpu", help="such as cuda (default %(default)s)")
 
     learning.add_arguments(_add_command(cases, "learning", learning.main))
     return parser

@@ -20,11 +20,20 @@ from benchmarks.memory import MemoryResult
 from benchmarks.op_profile import KINDS, ProfileResult
 from benchmarks.peers import PEERS
 from benchmarks.prefix_cache import PrefixCacheResult
+from benchmarks.shared_contexts import SharedContextsResult
 from benchmarks.speed import SpeedResult
 from benchmarks.timing import Timing
 from benchmarks.train_memory import TrainMemoryResult
 
-Result = SpeedResult | TrainMemoryResult | MemoryResult | PrefixCacheResult | ProfileResult | ConversionCase
+Result = (
+    SpeedResult
+    | TrainMemoryResult
+    | MemoryResult
+    | PrefixCacheResult
+    | ProfileResult
+    | ConversionCase
+    | SharedContextsResult
+)
 
 # Each changes what allocating and freeing large temporaries costs.
 _ALLOCATOR_PREFIXES = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
@@ -77,6 +86,8 @@ def show(console: Console, case: str, size: str, machine: dict[str, Any], result
         _show_profile(console, case, size, result)
     elif isinstance(result, ConversionCase):
         _show_conversion(console, result)
+    elif isinstance(result, SharedContextsResult):
+        _show_shared_contexts(console, result)
     else:
         _show_prefix_cache(console, result)
 
@@ -185,6 +196,20 @@ def _show_conversion(console: Console, result: ConversionCase) -> None:
     console.print(
         "memory: resident, at its peak, above that of the process before. What came back is the original bit for bit."
     )
+
+
+def _show_shared_contexts(console: Console, result: SharedContextsResult) -> None:
+    for work in result.works:
+        title = f"{work.requests} log-likelihoods, {work.name}: {result.model}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for heading in ("", "median s", "fastest", "slowest", "tokens read"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, timing in work.timings.items():
+            seconds = (f"{value:.4g}" for value in (timing.median, *timing.spread))
+            table.add_row(name, *seconds, f"{work.tokens_read[name]:,}")
+        console.print(table)
+        ratio = _ratio(work.timings["plain"].ratios_to(work.timings["shared"]))
+        console.print(f"plain / shared: {ratio}; largest difference {work.difference:.1g}", highlight=False)
 
 
 def _show_prefix_cache(console: Console, result: PrefixCacheResult) -> None:

@@ -14,7 +14,25 @@ import typer
 import recurrent_gemma
 from recurrent_gemma.cli.chat import chat as hold_chat
 from recurrent_gemma.cli.convert import convert_checkpoint
-from recurrent_gemma.cli.errors import CommandError, ExitCode, describe, exit_code
+from recurrent_gemma.cli.errors import EPILOG, CommandError, ExitCode, describe, exit_code
+from recurrent_gemma.cli.evaluate import evaluate_model, list_rows
+from recurrent_gemma.cli.evaluation_options import (
+    BatchSizeOption,
+    CardOption,
+    ChatTemplateOption,
+    ClassifierLabelOption,
+    ClassifierOption,
+    CodeOption,
+    DataDirOption,
+    EvaluationSeedOption,
+    LimitOption,
+    NoSharedContextsOption,
+    OutputOption,
+    Suite,
+    SuiteOption,
+    TasksOption,
+    split_names,
+)
 from recurrent_gemma.cli.exec import execute
 from recurrent_gemma.cli.generate import generate as generate_text
 from recurrent_gemma.cli.generate import quiet
@@ -40,22 +58,9 @@ from recurrent_gemma.cli.session import session_info
 from recurrent_gemma.configuration import PRESETS
 
 _PROGRAM = "recurrent-gemma"
-_EPILOG = """\b
-Exit codes:
-  0    success
-  1    unexpected error; --debug before the command shows the traceback. convert --verify: the logits differ
-  2    wrong usage or option value
-  3    a checkpoint directory, one of its files, or a session file does not exist
-  4    the checkpoint is of another architecture
-  5    the checkpoint is broken: truncated, invalid JSON, missing weights
-  6    the session file is broken, another model's, or cannot be written
-  7    the target of a conversion exists, or cannot be written
-  126  exec: the command cannot be executed
-  127  exec: the command does not exist
-`exec` ends with the exit code of its command otherwise."""
 
 app = typer.Typer(name=_PROGRAM, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-sessions = typer.Typer(rich_markup_mode=None, help="Files that keep the state of a text.", epilog=_EPILOG)
+sessions = typer.Typer(rich_markup_mode=None, help="Files that keep the state of a text.", epilog=EPILOG)
 app.add_typer(sessions, name="session")
 
 
@@ -85,7 +90,7 @@ def _version(requested: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True, epilog=_EPILOG)
+@app.callback(invoke_without_command=True, epilog=EPILOG)
 def _options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' warnings.")] = False,
@@ -105,7 +110,7 @@ def _quiet(context: typer.Context) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if context.obj["debug"] else quiet()
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=EPILOG)
 def generate(
     context: typer.Context,
     prompt: Annotated[
@@ -143,7 +148,7 @@ def generate(
         )
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=EPILOG)
 def chat(
     context: typer.Context,
     model: ModelOption = None,
@@ -176,7 +181,7 @@ def chat(
         )
 
 
-@sessions.command("info", epilog=_EPILOG)
+@sessions.command("info", epilog=EPILOG)
 def session_info_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What --session wrote.", show_default=False)],
     model: Annotated[
@@ -187,7 +192,7 @@ def session_info_command(
     session_info(file, model)
 
 
-@app.command("convert", epilog=_EPILOG)
+@app.command("convert", epilog=EPILOG)
 def convert_command(
     context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint; its kind is detected.")],
@@ -251,7 +256,7 @@ def convert_command(
         )
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=EPILOG)
 def info(
     model: Annotated[
         str | None,
@@ -268,9 +273,63 @@ def info(
     print_info(model or str(recurrent_gemma.demo_path()), dtype=None if dtype is None else getattr(torch, dtype.value))
 
 
+@app.command("eval", epilog=EPILOG)
+def eval_command(
+    context: typer.Context,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="Checkpoint directory.", show_default=False)
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the card's rows, one a line, and end.")] = False,
+    suite: SuiteOption = Suite.CARD,
+    tasks: TasksOption = None,
+    limit: LimitOption = None,
+    batch_size: BatchSizeOption = "auto",
+    output: OutputOption = None,
+    data_dir: DataDirOption = None,
+    card: CardOption = None,
+    chat_template: ChatTemplateOption = None,
+    classifier: ClassifierOption = None,
+    classifier_label: ClassifierLabelOption = None,
+    allow_code_execution: CodeOption = False,
+    no_shared_contexts: NoSharedContextsOption = False,
+    seed: EvaluationSeedOption = 1234,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Evaluate MODEL on the tables of the model card, by lm-eval; the report has its figures next to the card's.
+
+    The same command goes on where a killed one stopped. Needs pip install "recurrent-gemma[eval]".
+    """
+    if list_:
+        list_rows()
+        return
+    if model is None:
+        raise CommandError("Missing argument 'MODEL'.", ExitCode.USAGE)
+    with _quiet(context):
+        evaluate_model(
+            model,
+            output=output,
+            dtype=dtype_name(dtype),
+            device=device,
+            classifiers=classifier or [],
+            classifier_labels=classifier_label or [],
+            debug=context.obj["debug"],
+            suite=suite.value,
+            tasks=split_names(tasks),
+            limit=limit,
+            batch_size=batch_size if batch_size == "auto" else int(batch_size),
+            data_dir=data_dir,
+            card_model=None if card is None else card.value,
+            chat_template=chat_template,
+            unsafe_code=allow_code_execution,
+            shared_contexts=not no_shared_contexts,
+            seed=seed,
+        )
+
+
 @app.command(
     "exec",
-    epilog=_EPILOG,
+    epilog=EPILOG,
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True},
 )
 def exec_command(

@@ -8,6 +8,21 @@ import typer
 
 _MAX_LENGTH = 400
 
+# What the help of every command ends with.
+EPILOG = """\b
+Exit codes:
+  0    success
+  1    unexpected error; --debug before the command shows the traceback. convert --verify: the logits differ
+  2    wrong usage or option value
+  3    a checkpoint directory, one of its files, or a session file does not exist
+  4    the checkpoint is of another architecture
+  5    the checkpoint is broken: truncated, invalid JSON, missing weights
+  6    the session file is broken, another model's, or cannot be written
+  7    the target of a conversion exists, or cannot be written
+  126  exec: the command cannot be executed
+  127  exec: the command does not exist
+`exec` ends with the exit code of its command otherwise."""
+
 
 class ExitCode(IntEnum):
     """Exit codes, as documented in ``--help``."""
@@ -67,4 +82,4 @@ def one_line(text: str) -> str:
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]} [...]"
 
 
-__all__ = ["CommandError", "ExitCode", "describe", "exit_code", "one_line", "reported_as"]
+__all__ = ["EPILOG", "CommandError", "ExitCode", "describe", "exit_code", "one_line", "reported_as"]

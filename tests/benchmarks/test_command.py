@@ -93,6 +93,18 @@ def test_prefix_cache_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "cold / warm" in printed and "token hit rate on 12 branching requests" in printed
 
 
+def test_shared_contexts_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    require("lm_eval")
+    arguments = ["--shots", "40", "--question", "8", "--questions", "3", "--subjects", "2", "--repeats", "2"]
+    letters, endings = _run(tmp_path / "report.json", "shared-contexts", *arguments)["result"]["works"]
+    assert letters["requests"] == endings["requests"] == 2 * 3 * 4
+    assert letters["tokens_read"] == {"shared": 2 * (40 + 3 * 8), "plain": 2 * 3 * 48}
+    # A question of 8 tokens is too short to keep a state for.
+    assert endings["tokens_read"] == {"shared": 2 * (40 + 12 * (8 + 19)), "plain": 2 * 12 * (48 + 19)}
+    assert all(0 <= work["difference"] < 1e-4 for work in (letters, endings))
+    assert "plain / shared" in capsys.readouterr().out
+
+
 def test_the_report_names_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     threads = []

@@ -12,7 +12,9 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"recurrent-gemma {recurrent_gemma.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["chat"], ["info"], ["session"], ["session", "info"], ["exec"]])
+@pytest.mark.parametrize(
+    "command", [[], ["generate"], ["chat"], ["info"], ["session"], ["session", "info"], ["eval"], ["exec"]]
+)
 def test_help_documents_every_exit_code(command: list[str], capsys: pytest.CaptureFixture[str]):
     assert app.run([*command, "--help"]) == 0
     captured = capsys.readouterr()

@@ -1,0 +1,96 @@
+"""``recurrent-gemma eval``: the list of rows, the table, and how it fails."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import recurrent_gemma
+from recurrent_gemma.cli import app
+from recurrent_gemma.cli.errors import ExitCode
+from recurrent_gemma.evaluation.rows import ROWS
+from tests.support import ROOT, require
+
+DEMO = str(recurrent_gemma.demo_path())
+DATA = str(ROOT / "tests" / "evaluation" / "local_data")
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = app.run(["eval", *arguments])
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return code, captured.err
+
+
+def test_the_list_has_one_line_a_row(capsys: pytest.CaptureFixture[str]):
+    assert app.run(["eval", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(ROWS) == 28
+    for line, row in zip(lines, ROWS, strict=True):
+        assert line.startswith(row.table)
+        for part in (row.name, f"{row.shots}-shot", row.metric, row.task, *map(str, row.figures.values())):
+            assert f" {part}" in line
+    assert len({line.index("recurrent_gemma_") for line in lines}) == 1
+
+
+def test_the_table_names_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    require("lm_eval")
+    output = tmp_path / "report"
+    arguments = ["--suite", "smoke", "--data-dir", DATA, "--limit", "2", "--output", str(output), "--device", "cpu"]
+    assert app.run(["eval", DEMO, *arguments]) == 0
+    captured = capsys.readouterr()
+    for name in ("PIQA", "WinoGrande", "Natural Questions"):
+        assert name in captured.out and f"{name}: " in captured.err
+    assert "NOTE: Limited to the first 2 examples of each task" in captured.out
+    assert f"Report: {output / 'report.md'}" in captured.out
+    assert (output / "chart.svg").is_file()
+
+
+def test_rows_without_a_figure_are_listed_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    require("lm_eval")
+    arguments = ["--tasks", "PIQA, HumanEval", "--data-dir", DATA, "--output", str(tmp_path), "--device", "cpu"]
+    assert app.run(["eval", DEMO, *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "not measured" in out and "HumanEval: runs programs that the model writes" in " ".join(out.split())
+    assert "--allow-code-execution" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], ExitCode.USAGE, "Missing argument 'MODEL'."),
+        (["nowhere"], ExitCode.NOT_FOUND, "nowhere: no such directory"),
+        ([DEMO, "--suite", "cards"], ExitCode.USAGE, "--suite"),
+        ([DEMO, "--batch-size", "0"], ExitCode.USAGE, "expected at least 1 or 'auto', got '0'"),
+        ([DEMO, "--limit", "0"], ExitCode.USAGE, "--limit"),
+        ([DEMO, "--tasks", "PIQA,piqa"], ExitCode.USAGE, "tasks: expected each once"),
+        ([DEMO, "--data-dir", "nowhere"], ExitCode.USAGE, "--data-dir"),
+        ([DEMO, "--classifier-label", "toxic"], ExitCode.USAGE, "--classifier-label: goes with --classifier"),
+        ([DEMO, "--classifier", DEMO], ExitCode.USAGE, "--classifier-label: expected with a directory"),
+        ([DEMO, "--classifier", DEMO, "--classifier-label", "x"], ExitCode.USAGE, "--classifier: "),
+        ([DEMO, "--classifier", "PIQA=DIR"], ExitCode.USAGE, "expected one of realtoxicity, bold before '='"),
+    ],
+)
+def test_failures_are_one_line(
+    arguments: list[str],
+    code: ExitCode,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    require("lm_eval")
+    monkeypatch.chdir(tmp_path)
+    found, line = failure(capsys, *arguments)
+    assert found == code
+    assert line.startswith("recurrent-gemma: error: ") and message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    code, line = failure(capsys, DEMO)
+    assert code == ExitCode.UNEXPECTED and 'pip install "recurrent-gemma[eval]"' in line
+    assert app.run(["eval", "--list"]) == 0
