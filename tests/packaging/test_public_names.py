@@ -24,6 +24,10 @@ PUBLIC_NAMES = {
         TransformersCheckpoint is_orbax is_transformers open_checkpoint shards_of write_orbax write_safetensors
         write_torch_file
     """,
+    "recurrent_gemma.evaluation.long_context": """
+        BlockBootstrap Excerpts Interval PasskeyCell PositionBin attention_off excerpts log_spaced_bins passkey
+        perplexity_by_position token_losses with_window
+    """,
     "recurrent_gemma.launch": "environment",
     "recurrent_gemma.modeling": """
         PrefixCache RecurrentGemmaCache RecurrentGemmaForCausalLM RecurrentGemmaForQuestionAnswering
