@@ -169,7 +169,7 @@ def _cell(
     key, others = scores[:, :1], scores[:, 1:]
     better, equal = (others > key).sum(dim=1), (others == key).sum(dim=1)
     first = torch.where(better == 0, 1 / (1 + equal), 0.0).sum().item()
-    rank = (1 + better + equal / 2).mean().item()
+    rank = (1 + better + equal / 2).double().mean().item()
     gain = BlockBootstrap(torch.arange(trials)[:, None]).mean(key - others.mean(dim=1, keepdim=True))
     return PasskeyCell(
         length=length,
