@@ -16,7 +16,7 @@ anew; and does the same for a GPU, after it was seen to compute what the CPU com
     python -m benchmarks convert [--size 2048x12] [--max-shard-size 300MB] [--dtype bfloat16] [--folder DIR]
     python -m benchmarks prefix-cache [--size demo] [--system 2000] [--tokens 20] [--requests 200]
     python -m benchmarks learning [--jobs 2] [--tasks marker] [--models hawk griffin] [--seeds 0] [--output DIR]
-    python -m benchmarks long-context [--model DIR] [--text FILE] [--length 32768] [--count 12] [--output DIR]
+    python -m benchmarks long-context [--model DIR] [--text FILE] [--length 32768] [--count 8] [--output DIR]
 
 Speed: random weights, shared by all implementations of the model. First they must give the same logits (in-tree:
 gradients too) in fp32; other models must give their own twice, with and without their cache. Then the floor, ours and

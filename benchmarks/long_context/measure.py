@@ -24,11 +24,13 @@ WHOLE = "whole"
 # Tokens of a block of the bootstrap.
 BLOCK = 512
 # Of both kinds of reading: short excerpts make up for the few tokens that long ones have at low positions.
-SHORT_WINDOWS = 16
+SHORT_WINDOWS = 8
 # Resets lie this many windows apart in the variant that shows what the state keeps for longer.
 FAR_RESET = 8
 # Fewer documents than this cannot be resampled.
 LEAST_DOCUMENTS = 10
+# With fewer blocks than this on one side of a comparison, some resample would have none of them.
+LEAST_BLOCKS = 20
 
 Read = Callable[[RecurrentGemmaForCausalLM, Tensor], Tensor]
 
@@ -92,8 +94,8 @@ def measure_positions(
 ) -> dict[str, Any]:
     """Losses by position, whole and with each part taken away, with intervals; the differences are paired.
 
-    The text is read ``count`` times in excerpts of ``length`` tokens (None: all of it), and in short ones of 16 windows
-    that begin two windows apart.
+    The text is read ``count`` times in excerpts of ``length`` tokens (None: all of it), and in short ones of 8 windows
+    that begin two windows apart. A variant whose resets are too far apart for the excerpts is left out, and said so.
     """
     model, window = subject.model, subject.model.config.attention_window_size
     bos = subject.tokenizer.bos_token_id if subject.begins_with_bos else None
@@ -103,6 +105,7 @@ def measure_positions(
     if SHORT_WINDOWS * window < long.places.shape[1]:
         short = max(1, min(tokens // (2 * window), 20 * count))
         reads.append(excerpts(subject.text_ids, count=short, length=SHORT_WINDOWS * window, bos_token_id=bos))
+    variants = [variant for variant in variants if _fits(variant, window, long.places.shape[1], report)]
     places = torch.cat([read.places.flatten() for read in reads])
     positions = torch.cat([read.positions.flatten() for read in reads])
     losses = {}
@@ -121,8 +124,10 @@ def measure_positions(
         "block": BLOCK,
         "reference": [window, 2 * window - 1],
     }
+    # Of the long excerpts, which hold every token equally often where they are as long as the text.
+    in_long = torch.arange(len(places)) < long.places.numel()
     found["overall"] = {
-        variant: _overall(losses[variant], losses[WHOLE], blocks, chapters, paired=variant != WHOLE)
+        variant: _overall(losses[variant], losses[WHOLE], in_long, blocks, chapters, paired=variant != WHOLE)
         for variant in variants
     }
     reference = (positions >= window) & (positions < 2 * window)
@@ -136,7 +141,7 @@ def measure_positions(
                 "tokens": int(where.sum()),
                 "loss": {variant: list(blocks.mean(loss, where)) for variant, loss in losses.items()},
                 "difference": _differences(losses, blocks, where),
-                "drift": list(blocks.change(losses[WHOLE], where, reference)),
+                "drift": _drift(losses[WHOLE], blocks, where, reference),
             }
         )
     found["since_reset"] = {
@@ -147,13 +152,22 @@ def measure_positions(
     return found
 
 
+def _fits(variant: str, window: int, length: int, report: Callable[[str], None]) -> bool:
+    """Whether an excerpt is long enough for every distance from a reset to occur in it."""
+    windows = VARIANTS[variant].reset_windows
+    if windows is None or length >= 2 * windows * window:
+        return True
+    report(f"{title(variant, window)}: left out, since excerpts have {length:,} tokens, less than twice as many")
+    return False
+
+
 def _overall(
-    loss: Tensor, whole: Tensor, blocks: BlockBootstrap, chapters: BlockBootstrap | None, *, paired: bool
+    loss: Tensor, whole: Tensor, where: Tensor, blocks: BlockBootstrap, chapters: BlockBootstrap | None, *, paired: bool
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"loss": list(blocks.mean(loss))}
+    found: dict[str, Any] = {"loss": list(blocks.mean(loss, where))}
     if paired:
-        found["difference"] = list(blocks.mean(loss - whole))
-        found["difference_by_document"] = None if chapters is None else list(chapters.mean(loss - whole))
+        found["difference"] = list(blocks.mean(loss - whole, where))
+        found["difference_by_document"] = None if chapters is None else list(chapters.mean(loss - whole, where))
     return found
 
 
@@ -161,6 +175,13 @@ def _differences(losses: dict[str, Tensor], blocks: BlockBootstrap, where: Tenso
     return {
         variant: list(blocks.mean(loss - losses[WHOLE], where)) for variant, loss in losses.items() if variant != WHOLE
     }
+
+
+def _drift(loss: Tensor, blocks: BlockBootstrap, where: Tensor, reference: Tensor) -> list[float] | None:
+    """The loss at some positions less that at others; None where one side has too little text to be resampled."""
+    if min(len(blocks.blocks[side].unique()) for side in (where, reference)) < LEAST_BLOCKS:
+        return None
+    return list(blocks.change(loss, where, reference))
 
 
 def _since_reset(
