@@ -13,7 +13,7 @@ from benchmarks.long_context import texts
 from benchmarks.long_context.measure import measure_passkey, measure_positions
 
 NAME = "long_context"
-COUNT, TRIALS, BATCH_SIZE = 8, 64, 8
+COUNT, ROUNDS, BATCH_SIZE = 8, 16, 8
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Lengths of the passkey's prompts, in windows.
 WINDOWS = (0.75, 1, 2, 4, 16)
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="long text (default: the demo model's held-out one)")
     parser.add_argument("--length", type=int, help="tokens of an excerpt (default: all of the text)")
     parser.add_argument("--count", type=int, help=f"excerpts (default {COUNT})")
-    parser.add_argument("--trials", type=int, help=f"passkeys for each length and depth (default {TRIALS})")
+    parser.add_argument("--rounds", type=int, help=f"of passkeys, for each length and depth (default {ROUNDS})")
     parser.add_argument(
         "--passkey-lengths", nargs="+", type=int, metavar="N", help=f"tokens (default: {WINDOWS} windows)"
     )
@@ -44,7 +44,7 @@ def main(options: argparse.Namespace, environment: dict[str, Any], console: Cons
     """
     from benchmarks.long_context import report  # matplotlib is needed for nothing else here
 
-    own = ("model", "text", "length", "count", "trials", "passkey_lengths")
+    own = ("model", "text", "length", "count", "rounds", "passkey_lengths")
     given = [name for name in own if getattr(options, name) is not None]
     if given and options.output is None:
         raise ValueError(
@@ -65,13 +65,13 @@ def _measure(options: argparse.Namespace, environment: dict[str, Any], say: Any)
     subject = texts.load(options.model, options.text, device=options.device, dtype=options.dtype)
     config = subject.model.config
     window = config.attention_window_size
-    count, trials = options.count or COUNT, options.trials or TRIALS
+    count, rounds = options.count or COUNT, options.rounds or ROUNDS
     lengths = options.passkey_lengths or [int(windows * window) for windows in WINDOWS]
     positions = measure_positions(
         subject, length=options.length, count=count, batch_size=options.batch_size, report=say
     )
     cells = measure_passkey(
-        subject, lengths=lengths, depths=DEPTHS, trials=trials, batch_size=options.batch_size, report=say
+        subject, lengths=lengths, depths=DEPTHS, rounds=rounds, batch_size=options.batch_size, report=say
     )
     return {
         "environment": environment,

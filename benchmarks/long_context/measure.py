@@ -41,26 +41,31 @@ class Variant:
 
     Attributes:
         title: What is taken away; ``{window}``, ``{keys}`` and ``{far}`` stand for numbers of the model.
+        short: The same in as few words as a column has room for.
         reset_windows: Windows between two resets, if any.
     """
 
     title: str
+    short: str
     reset_windows: int | None = None
 
 
 VARIANTS = {
-    WHOLE: Variant("whole"),
-    "reset": Variant("state reset every {window} tokens", 1),
-    "far-reset": Variant("state reset every {far} tokens", FAR_RESET),
-    "recurrence-reset": Variant("recurrence reset every {window} tokens, attention's window kept", 1),
-    "attention-off": Variant("attention off"),
-    "narrow": Variant("{window} keys instead of {keys}"),
+    WHOLE: Variant("whole", "whole"),
+    "reset": Variant("state reset every {window} tokens", "reset, {window}", 1),
+    "far-reset": Variant("state reset every {far} tokens", "reset, {far}", FAR_RESET),
+    "recurrence-reset": Variant(
+        "recurrence reset every {window} tokens, attention's window kept", "recurrence reset, {window}", 1
+    ),
+    "attention-off": Variant("attention off", "attention off"),
+    "narrow": Variant("{window} keys instead of {keys}", "{window} keys"),
 }
 
 
-def title(variant: str, window: int) -> str:
+def title(variant: str, window: int, *, short: bool = False) -> str:
     """What the variant is, for a model of this window."""
-    return VARIANTS[variant].title.format(window=window, keys=window + 1, far=f"{FAR_RESET * window:,}")
+    text = VARIANTS[variant].short if short else VARIANTS[variant].title
+    return text.format(window=window, keys=window + 1, far=f"{FAR_RESET * window:,}")
 
 
 def reader(variant: str, window: int, bos_token_id: int | None, **reading: Any) -> Read:
@@ -207,7 +212,9 @@ def measure_passkey(
         for cell in found:
             report(
                 f"passkey, {length:,} tokens, depth {cell.depth:g}: first in {cell.first.mean:.1%} "
-                f"(chance {cell.chance:.1%}), exact in {cell.exact.mean:.1%}"
+                f"(chance {cell.chance:.0%}), exact in {cell.exact.mean:.1%}"
             )
-        cells += [{**dataclasses.asdict(cell), "inside_window": cell.inside_window} for cell in found]
+        cells += [
+            {**dataclasses.asdict(cell), "chance": cell.chance, "inside_window": cell.inside_window} for cell in found
+        ]
     return cells

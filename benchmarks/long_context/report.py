@@ -86,12 +86,12 @@ def _position_table(results: dict[str, Any]) -> str:
     window, positions = results["model"]["window"], results["positions"]
     variants = [variant for variant in positions["overall"] if variant != WHOLE]
     low, high = positions["reference"]
-    heading = ["position", "tokens", "perplexity, whole", f"loss, against positions {low:,} to {high:,}"]
-    heading += [f"{title(variant, window)}: loss more than whole" for variant in variants]
+    heading = ["position", "tokens", "perplexity, whole", f"loss, against {low:,} to {high:,}"]
+    heading += [title(variant, window, short=True) for variant in variants]
     rows = []
     for found in positions["bins"]:
         is_reference = [found["first"], found["last"]] == positions["reference"]
-        cells = [f"{found['first']:,} to {found['last']:,}", f"{found['tokens']:,}", _perplexity(found["loss"][WHOLE])]
+        cells = [_span(found["first"], found["last"]), f"{found['tokens']:,}", _perplexity(found["loss"][WHOLE])]
         cells.append("" if is_reference else _signed(found["drift"]))
         rows.append(cells + [_signed(found["difference"][variant]) for variant in variants])
     return pages.markdown_table(heading, rows)
@@ -106,7 +106,7 @@ def _since_reset_table(results: dict[str, Any]) -> str:
         for entries in found.values():
             present = [entry for entry in entries if (entry["first"], entry["last"]) == span]
             cells.append(_signed(present[0]["difference"]) if present else "")
-        rows.append([f"{span[0]:,}" if span[0] == span[1] else f"{span[0]:,} to {span[1]:,}", *cells])
+        rows.append([_span(*span), *cells])
     return pages.markdown_table(["tokens read since", *(title(variant, window) for variant in found)], rows)
 
 
@@ -140,6 +140,10 @@ TABLES = {
 }
 
 
+def _span(first: int, last: int) -> str:
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+
+
 def _perplexity(interval: Sequence[float]) -> str:
     mean, low, high = map(math.exp, interval)
     return f"{mean:.2f} ({low:.2f} to {high:.2f})"
@@ -149,8 +153,10 @@ def _signed(interval: Sequence[float] | None) -> str:
     if interval is None:
         return ""
     mean, low, high = interval
+    if low == high == 0:
+        return "0"
     # As many digits as tell the ends apart: a difference may be thousands of times smaller than another.
-    digits = min(5, max(3, 2 - math.floor(math.log10(max(abs(low - high), 1e-9)))))
+    digits = min(5, max(3, 1 - math.floor(math.log10(max(high - low, 1e-9)))))
     return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
@@ -166,7 +172,9 @@ def _positions(results: dict[str, Any]) -> Figure:
     bins = positions["bins"]
     at = [math.sqrt(found["first"] * found["last"]) for found in bins]
     for variant in positions["overall"]:
-        _line(whole, at, [[math.exp(x) for x in b["loss"][variant]] for b in bins], variant, title(variant, window))
+        perplexities = [[math.exp(end) for end in found["loss"][variant]] for found in bins]
+        # The bands of the others would cover it: they stand around the differences, on the right.
+        _line(whole, at, perplexities, variant, title(variant, window), band=variant == WHOLE)
         if variant != WHOLE:
             _line(parts, at, [found["difference"][variant] for found in bins], variant, title(variant, window))
     whole.set_title("Perplexity", loc="left")
@@ -194,6 +202,7 @@ def _since_reset(results: dict[str, Any]) -> Figure:
     axes.axhline(0, color="0.5", linewidth=1)
     axes.set_yscale("symlog", linthresh=0.01)
     axes.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
+    axes.set_ylim(bottom=-0.01)
     _position_axis(axes, window, max(entry["last"] for entries in found.values() for entry in entries))
     axes.set_xlabel("tokens read since the reset")
     axes.set_title("Loss more than whole, nats (linear below 0.01)", loc="left")
@@ -201,10 +210,21 @@ def _since_reset(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def _line(axes: Axes, at: Sequence[float], intervals: Sequence[Sequence[float]], variant: str, label: str) -> None:
+def _line(
+    axes: Axes,
+    at: Sequence[float],
+    intervals: Sequence[Sequence[float]],
+    variant: str,
+    label: str,
+    *,
+    band: bool = True,
+) -> None:
     mean, low, high = zip(*intervals, strict=True)
-    axes.fill_between(at, low, high, color=COLOURS[variant], alpha=0.2, lw=0)
-    axes.plot(at, mean, color=COLOURS[variant], label=label, linewidth=1.8, marker="o", markersize=3)
+    if band:
+        axes.fill_between(at, low, high, color=COLOURS[variant], alpha=0.2, lw=0)
+    # Above the others, which it may equal.
+    zorder = 3 if variant == WHOLE else 2
+    axes.plot(at, mean, color=COLOURS[variant], label=label, linewidth=1.8, marker="o", markersize=3, zorder=zorder)
 
 
 def _position_axis(axes: Axes, window: int, last: int) -> None:
@@ -217,35 +237,32 @@ def _position_axis(axes: Axes, window: int, last: int) -> None:
 
 
 def _passkey(results: dict[str, Any]) -> Figure:
-    """Over length and depth: how often the key is likelier than every distractor, and how often it is written."""
+    """Over length and depth: how often the key is first, what its likelihood gains, and how often it is written."""
     cells = results["passkey"]
     lengths = list(dict.fromkeys(cell["length"] for cell in cells))
     depths = list(dict.fromkeys(cell["depth"] for cell in cells))
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
-    headings = {
-        "first": f"Key first of its candidates (chance {cells[0]['chance']:.0%})",
-        "exact": "Key written, greedy",
+    most = max(0.5, *(abs(cell["gain"][0]) for cell in cells))
+    panels = {
+        "first": (f"Key first (chance {cells[0]['chance']:.0%})", "{:.0%}", {"vmin": 0, "vmax": 1, "cmap": "Blues"}),
+        "gain": ("Nats gained", "{:+.2f}", {"vmin": -most, "vmax": most, "cmap": "PuOr"}),
+        "exact": ("Key written", "{:.0%}", {"vmin": 0, "vmax": 1, "cmap": "Blues"}),
     }
-    image = None
-    for axes, (measure, heading) in zip(panels, headings.items(), strict=True):
-        shares = {(cell["length"], cell["depth"]): cell[measure][0] for cell in cells}
-        grid = [[shares[length, depth] for length in lengths] for depth in depths]
-        image = axes.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        for y, row in enumerate(grid):
-            for x, share in enumerate(row):
-                colour = "black" if share > 0.6 else "white"
-                axes.text(x, y, f"{share:.0%}", ha="center", va="center", color=colour)
-        # A white border around what attention can see from the answer.
+    figure, grid = plt.subplots(1, len(panels), figsize=(11, 3.2), layout="constrained")
+    for axes, (measure, (heading, form, colours)) in zip(grid, panels.items(), strict=True):
+        values = {(cell["length"], cell["depth"]): cell[measure][0] for cell in cells}
+        image = [[values[length, depth] for length in lengths] for depth in depths]
+        axes.imshow(image, aspect="auto", **colours)
         for cell in cells:
+            x, y, value = lengths.index(cell["length"]), depths.index(cell["depth"]), cell[measure][0]
+            dark = abs(value) > 0.6 * colours["vmax"]
+            axes.text(x, y, form.format(value), ha="center", va="center", color="white" if dark else "black")
             if cell["inside_window"]:
-                x, y = lengths.index(cell["length"]), depths.index(cell["depth"])
-                axes.add_patch(plt.Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor="white", lw=1.5))
+                frame = {"fill": False, "edgecolor": COLOURS["reset"], "linewidth": 1.2}
+                axes.add_patch(plt.Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **frame))
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
         axes.set_xlabel("tokens of the text")
         axes.set_ylabel("depth of the key")
-        axes.set_title(f"{heading}; framed: within the window", loc="left", fontsize=9)
+        axes.set_title(heading, loc="left")
         axes.spines[:].set_visible(False)
-    assert image is not None
-    figure.colorbar(image, ax=list(panels), format="{x:.0%}")
     return figure

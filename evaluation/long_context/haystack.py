@@ -30,13 +30,15 @@ class Prompt(NamedTuple):
     Attributes:
         ids: The text, up to where the key is asked for.
         needle_end: Tokens of it up to the end of the needle.
-        candidates: Ids of each candidate as they would follow; the first is the key.
-        key: The key's text.
+        candidates: Ids of each candidate, as they would follow.
+        answer: Which candidate is the key.
+        key: Its text.
     """
 
     ids: list[int]
     needle_end: int
     candidates: list[list[int]]
+    answer: int
     key: str
 
 
@@ -76,11 +78,11 @@ class Haystack:
             raise ValueError("filler: expected sentences, got none.")
         self.question_ids = self._ids(f" {question}")
 
-    def prompt(self, length: int, depth: float, *, distractors: int, seed: int) -> Prompt:
+    def prompt(self, length: int, depth: float, *, candidates: int, answer: int, seed: int) -> Prompt:
         """A prompt of ``length`` tokens whose needle stands after ``depth`` (0 to 1) of the filler, nearly.
 
-        Key, distractors and the stretch of filler are drawn with ``seed``: for one seed they are the same at any length
-        and depth. The key is one of the candidates at random, so whoever does not read it finds it by chance.
+        Candidates and the stretch of filler are drawn with ``seed``: they are the same at any length and depth, and
+        whichever candidate is the ``answer``, the one that the needle holds.
 
         Raises:
             ValueError: The parts need more tokens than ``length``; there are too few keys; the depth is not within 0 to
@@ -89,8 +91,8 @@ class Haystack:
         if not 0 <= depth <= 1:
             raise ValueError(f"depth: expected 0 to 1, got {depth}.")
         draw = random.Random(seed)
-        candidates = self._draw_keys(draw, distractors + 1)
-        needle = self._ids(" " + self.needle.replace("{key}", candidates[0]))
+        keys = self._draw_keys(draw, candidates)
+        needle = self._ids(" " + self.needle.replace("{key}", keys[answer]))
         space = length - len(self.bos) - len(needle) - len(self.question_ids)
         if space < 0:
             raise ValueError(
@@ -108,15 +110,15 @@ class Haystack:
         stream = [token for sentence in reversed(filler) for token in sentence][ends[-1] - space :]
         before, after = stream[: space - from_end], stream[space - from_end :]
         ids = [*self.bos, *before, *needle, *after, *self.question_ids]
-        followers = [self._continuation(candidate) for candidate in candidates]
-        return Prompt(ids, len(self.bos) + len(before) + len(needle), followers, candidates[0])
+        followers = [self._continuation(key) for key in keys]
+        return Prompt(ids, len(self.bos) + len(before) + len(needle), followers, answer, keys[answer])
 
     def _draw_keys(self, draw: random.Random, count: int) -> list[str]:
         if self.keys is None:
             return [str(number) for number in draw.sample(range(10_000, 100_000), count)]
         if len(self.keys) < count:
             raise ValueError(
-                f"keys: expected at least {count} different ones, the key and its distractors, got {len(self.keys)}."
+                f"keys: expected at least as many different ones as candidates, {count}, got {len(self.keys)}."
             )
         return draw.sample(self.keys, count)
 

@@ -28,11 +28,12 @@ class PasskeyCell:
         distance: Mean number of tokens between the needle and the answer.
         window: The model's attention window. Beyond it, no attention block sees the needle itself.
         trials: Prompts.
-        chance: What ``first`` is without reading.
-        first: Share of prompts after which no distractor is likelier than the key (a tie counts its share), with a
-            Wilson interval.
+        candidates: Keys to compare, the right one among them.
+        first: Share of prompts after which no other candidate is likelier than the key (a tie counts its share), with a
+            Wilson interval; without reading, 1 in ``candidates``.
         mean_rank: Of the key among the candidates, from 1; without reading, half their number plus 0.5.
-        gain: Log-likelihood of the key less the mean of the distractors', in nats; without reading, 0.
+        gain: Log-likelihood of the key less the mean of the others', in nats, with an interval over rounds; without
+            reading, 0.
         exact: Share of prompts that greedy decoding continues with the key, with a Wilson interval.
     """
 
@@ -41,11 +42,16 @@ class PasskeyCell:
     distance: float
     window: int
     trials: int
-    chance: float
+    candidates: int
     first: Interval
     mean_rank: float
     gain: Interval
     exact: Interval
+
+    @property
+    def chance(self) -> float:
+        """What ``first`` is without reading."""
+        return 1 / self.candidates
 
     @property
     def inside_window(self) -> bool:
@@ -59,8 +65,8 @@ def passkey(
     *,
     lengths: Sequence[int],
     depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
-    trials: int = 32,
-    distractors: int = 9,
+    rounds: int = 8,
+    candidates: int = 5,
     seed: int = 0,
     chunk_size: int = 512,
     batch_size: int = 4,
@@ -68,17 +74,18 @@ def passkey(
 ) -> list[PasskeyCell]:
     """Hide a key in texts of each length and at each depth, and ask for it at their end.
 
-    The key's log-likelihood is compared with those of keys that stand nowhere in the text. All are drawn alike, so
-    chance is exact whatever the tokenizer makes of them and whatever the model prefers. A text is read once, in chunks;
-    every candidate goes on from a copy of the state.
+    The key's log-likelihood is compared with those of keys that stand nowhere in the text. In each round every
+    candidate is hidden once, in the same filler. So whatever the model prefers, and whatever the tokenizer makes of the
+    keys, cancels out: without reading, the scores are those of chance, and not only on average. A text is read once, in
+    chunks; every candidate goes on from a copy of the state.
 
     Args:
         model: In eval mode.
         tokenizer: The model's.
         lengths: Tokens of the prompts.
         depths: 0: the needle begins the text; 1: it stands right before the question.
-        trials: Prompts for each length and depth, the same keys for all of them.
-        distractors: Other keys to compare with.
+        rounds: Sets of candidates for each length and depth, the same for all of them; at least 2.
+        candidates: Keys of a round, and so its prompts; at least 2.
         seed: Of keys and filler.
         chunk_size, batch_size: As in :func:`token_losses`. As many copies of the state as there are prompts times
             candidates in a batch are in memory at once.
@@ -88,13 +95,13 @@ def passkey(
         One cell for each length and depth.
 
     Raises:
-        ValueError: As in :class:`Haystack`; a number below 1, fewer than two trials, or a model in training mode.
+        ValueError: As in :class:`Haystack`; a number that is too small, or a model in training mode.
     """
     if model.training:
         raise ValueError("model: expected one in eval mode, got one in training mode; call model.eval().")
     for name, value, least in (
-        ("trials", trials, 2),
-        ("distractors", distractors, 1),
+        ("rounds", rounds, 2),
+        ("candidates", candidates, 2),
         ("chunk_size", chunk_size, 1),
         ("batch_size", batch_size, 1),
     ):
@@ -104,8 +111,9 @@ def passkey(
     # All prompts before the first is read, so that what is wrong with one of them shows at once.
     grid = {
         (length, depth): [
-            made.prompt(length, depth, distractors=distractors, seed=seed * 1_000_003 + trial)
-            for trial in range(trials)
+            made.prompt(length, depth, candidates=candidates, answer=answer, seed=seed * 1_000_003 + number)
+            for number in range(rounds)
+            for answer in range(candidates)
         ]
         for length in lengths
         for depth in depths
@@ -113,7 +121,7 @@ def passkey(
     cells = []
     for (length, depth), prompts in grid.items():
         scores, exact = [], 0
-        for begin in range(0, trials, batch_size):
+        for begin in range(0, len(prompts), batch_size):
             batch = prompts[begin : begin + batch_size]
             found, continuations = _answer(model, batch, chunk_size)
             scores.append(found)
@@ -121,8 +129,9 @@ def passkey(
                 _begins_with(tokenizer.decode(ids), prompt.key)
                 for ids, prompt in zip(continuations.tolist(), batch, strict=True)
             )
-        distance = sum(length - prompt.needle_end for prompt in prompts) / trials
-        cells.append(_cell(model, length, depth, distance, torch.cat(scores), exact))
+        distance = sum(length - prompt.needle_end for prompt in prompts) / len(prompts)
+        answers = torch.tensor([prompt.answer for prompt in prompts])
+        cells.append(_cell(model, length, depth, distance, torch.cat(scores), answers, exact))
     return cells
 
 
@@ -162,22 +171,29 @@ def _begins_with(text: str, key: str) -> bool:
 
 
 def _cell(
-    model: RecurrentGemmaForCausalLM, length: int, depth: float, distance: float, scores: Tensor, exact: int
+    model: RecurrentGemmaForCausalLM,
+    length: int,
+    depth: float,
+    distance: float,
+    scores: Tensor,
+    answers: Tensor,
+    exact: int,
 ) -> PasskeyCell:
-    """The cell of ``scores`` (trials, candidates), the key's in column 0."""
+    """The cell of ``scores`` (trials, candidates), of which ``answers`` (trials,) are the keys'."""
     trials, candidates = scores.shape
-    key, others = scores[:, :1], scores[:, 1:]
-    better, equal = (others > key).sum(dim=1), (others == key).sum(dim=1)
+    key = scores.gather(1, answers[:, None])
+    better, equal = (scores > key).sum(dim=1), (scores == key).sum(dim=1) - 1
     first = torch.where(better == 0, 1 / (1 + equal), 0.0).sum().item()
     rank = (1 + better + equal / 2).double().mean().item()
-    gain = BlockBootstrap(torch.arange(trials)[:, None]).mean(key - others.mean(dim=1, keepdim=True))
+    others = (scores.sum(dim=1) - key[:, 0]) / (candidates - 1)
+    gain = BlockBootstrap(torch.arange(trials) // candidates).mean(key[:, 0] - others)
     return PasskeyCell(
         length=length,
         depth=depth,
         distance=distance,
         window=model.config.attention_window_size,
         trials=trials,
-        chance=1 / candidates,
+        candidates=candidates,
         first=wilson(first, trials),
         mean_rank=rank,
         gain=gain,

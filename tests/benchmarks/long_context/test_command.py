@@ -63,8 +63,10 @@ def test_variants_are_the_readings_that_they_name(subject: texts.Subject, monkey
 
 def test_bins_are_of_the_losses(subject: texts.Subject, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("benchmarks.long_context.measure.BLOCK", 20)
-    found = measure_positions(subject, length=100, count=35, variants=("whole", "reset"), batch_size=35)
+    # No short excerpts beside the long ones.
+    monkeypatch.setattr("benchmarks.long_context.measure.SHORT_WINDOWS", 100)
     count = 35
+    found = measure_positions(subject, length=100, count=count, variants=("whole", "reset"), batch_size=count)
     read = excerpts(subject.text_ids, count=count, length=100)
     whole, reset = (token_losses(subject.model, read.ids, reset_every=every).double() for every in (None, WINDOW))
     assert found["tokens_read"] == 3500 == sum(entry["tokens"] for entry in found["bins"])
@@ -94,7 +96,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "evidence.md").write_text(PAGE)
     text = folder / "text.txt"
     text.write_text((ROOT / "CONTRIBUTING.md").read_text() * 2)
-    parts = ["--length", "700", "--count", "6", "--trials", "2", "--passkey-lengths", "90", "150"]
+    parts = ["--length", "700", "--count", "6", "--rounds", "2", "--passkey-lengths", "90", "150"]
     main(["long-context", "--text", str(text), *parts, "--output", str(folder)])
     return folder
 
