@@ -27,6 +27,10 @@ PUBLIC_NAMES = {
     "recurrent_gemma.evaluation": """
         GROUPS ROWS SUITES CardRow Classifier LocalClassifier PerspectiveClassifier average find_row load_tasks
     """,
+    "recurrent_gemma.evaluation.long_context": """
+        BlockBootstrap Excerpts Interval PasskeyCell PositionBin attention_off excerpts log_spaced_bins passkey
+        perplexity_by_position token_losses with_window
+    """,
     "recurrent_gemma.launch": "environment",
     "recurrent_gemma.modeling": """
         PrefixCache RecurrentGemmaCache RecurrentGemmaForCausalLM RecurrentGemmaForQuestionAnswering
