@@ -103,6 +103,12 @@ def test_a_program_that_outwits_its_timer_ends(monkeypatch: pytest.MonkeyPatch):
     assert _run(program, timeout=0.5) == {"passed": False, "result": "timed out"}
 
 
+def test_the_timer_does_not_wait_for_the_process_to_be_killed(monkeypatch: pytest.MonkeyPatch):
+    # By then this program would have passed.
+    monkeypatch.setattr("recurrent_gemma.evaluation.code_eval._GRACE", 60.0)
+    assert _run("import time\ntime.sleep(10)", timeout=0.5) == {"passed": False, "result": "timed out"}
+
+
 def test_memory_and_files_are_limited():
     assert _run("x = bytearray(2 * 2**30)")["result"].startswith("failed: MemoryError")
     assert _run("x = bytearray(2**28)")["passed"]

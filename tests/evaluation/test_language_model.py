@@ -215,6 +215,24 @@ def test_answers_below_shared_examples_are_those_one_by_one(batch_size: int | st
         assert read < 400 + 250 + 13 * 45 + new < sum(len(model.tok_encode(prompt)) for prompt in prompts)
 
 
+def test_a_known_answer_changes_nothing_of_what_is_answered_with_it():
+    """Otherwise the answers of a run that goes on would depend, by rounding, on where the first one was killed."""
+    options = {"until": [], "max_gen_toks": 5, "do_sample": False}
+    # Three batches of two rows, the longest first.
+    calls = [(held_out(length, 500 * length), options) for length in (200, 180, 100, 90, 30, 20)]
+    model = lm(batch_size=2)
+    model.cache_hook.dbdict = kept = {}
+    with recorded_rows() as whole:
+        answers = model.generate_until(requests("generate_until", calls), disable_tqdm=True)
+    assert len(kept) == len(calls) and len(whole) % 3 == 0
+    batch = len(whole) // 3
+    missing = next(key for key, answer in kept.items() if answer == answers[3])
+    del kept[missing]
+    with recorded_rows() as again:
+        assert model.generate_until(requests("generate_until", calls), disable_tqdm=True) == answers
+    assert again == whole[batch : 2 * batch]
+
+
 def test_prompts_are_padded_on_the_left():
     model, (_, tokenizer) = lm(), demo()
     ids, mask = model.tok_batch_encode(["a", held_out(100)])
