@@ -1,5 +1,6 @@
 """``recurrent-gemma eval``: the list of rows, the table, and how it fails."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import recurrent_gemma
 from recurrent_gemma.cli import app
 from recurrent_gemma.cli.errors import ExitCode
 from recurrent_gemma.evaluation.rows import ROWS
+from tests.evaluation.small_classifier import save_classifier
 from tests.support import ROOT, require
 
 DEMO = str(recurrent_gemma.demo_path())
@@ -53,6 +55,29 @@ def test_rows_without_a_figure_are_listed_with_the_reason(tmp_path: Path, capsys
     out = capsys.readouterr().out
     assert "not measured" in out and "HumanEval: runs programs that the model writes" in " ".join(out.split())
     assert "--allow-code-execution" in out
+
+
+# Of BBQ, lm-eval also scores categories that one example does not have.
+@pytest.mark.filterwarnings(
+    "ignore:Mean of empty slice:RuntimeWarning", "ignore:invalid value encountered:RuntimeWarning"
+)
+@pytest.mark.parametrize(("suite", "table"), [("card", "capability"), ("safety", "safety")])
+def test_every_row_of_the_card_gets_a_figure(
+    suite: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    require("lm_eval")
+    classifier = save_classifier(tmp_path / "classifier")
+    arguments = ["--suite", suite, "--data-dir", DATA, "--limit", "1", "--output", str(tmp_path / "report")]
+    arguments += ["--classifier", str(classifier), "--classifier-label", "toxic", "--allow-code-execution"]
+    assert app.run(["eval", DEMO, *arguments, "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    for row in (row for row in ROWS if row.table == table):
+        # Heading and cells are parted by lines; the card's figure and the measured one are both there.
+        assert re.search(
+            rf"^│ {re.escape(row.name)} +│ +{row.shots} │ +{row.figures['2b']} │ +\d+\.\d │", captured.out, re.M
+        )
+        assert f"{row.name}: " in captured.err
+    assert "not measured" not in captured.out.lower() and ("average" in captured.out) == (table == "capability")
 
 
 @pytest.mark.parametrize(

@@ -9,35 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from recurrent_gemma.evaluation import LocalClassifier, PerspectiveClassifier
 from recurrent_gemma.evaluation.task_functions import scores_by
 from tests.evaluation.planted import PlantedLM, run
-
-WORDS = "[PAD] [UNK] a good bad word not".split()
-LABELS = {0: "neutral", 1: "toxic"}
-
-
-def _save(directory: Path, model_class: Any = BertForSequenceClassification, **changes: Any) -> Path:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=16, **{"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}, **changes},
-    )  # fmt: skip
-    model = model_class(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    model.save_pretrained(directory)
-    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
-    ).save_pretrained(directory)
-    return directory
+from tests.evaluation.small_classifier import WORDS, save_classifier
 
 
 def _logits(directory: Path, words: str) -> torch.Tensor:
@@ -50,7 +27,7 @@ TEXTS = ["a bad word", "a good word", "not a bad word not a bad", "bad"]
 
 
 def test_scores_are_the_probability_of_the_label(tmp_path: Path):
-    directory = _save(tmp_path / "two")
+    directory = save_classifier(tmp_path / "two")
     expected = {text: _logits(directory, text).softmax(0) for text in TEXTS}
     for label, index in (("neutral", 0), ("toxic", 1)):
         for batch_size in (1, 3):
@@ -63,37 +40,37 @@ def test_scores_are_the_probability_of_the_label(tmp_path: Path):
 
 
 def test_labels_that_do_not_exclude_each_other(tmp_path: Path):
-    directory = _save(tmp_path / "multi", problem_type="multi_label_classification")
+    directory = save_classifier(tmp_path / "multi", problem_type="multi_label_classification")
     expected = [_logits(directory, text).sigmoid()[1].item() for text in TEXTS]
     assert LocalClassifier(directory, label="toxic").scores(TEXTS) == pytest.approx(expected, abs=1e-5)
 
 
 def test_one_output_is_a_probability(tmp_path: Path):
-    directory = _save(tmp_path / "one", id2label={0: "toxicity"}, label2id={"toxicity": 0})
+    directory = save_classifier(tmp_path / "one", id2label={0: "toxicity"}, label2id={"toxicity": 0})
     expected = [_logits(directory, text).sigmoid()[0].item() for text in TEXTS]
     assert LocalClassifier(directory, label="toxicity").scores(TEXTS) == pytest.approx(expected, abs=1e-5)
 
 
 def test_texts_beyond_the_models_length_are_cut(tmp_path: Path):
-    classifier = LocalClassifier(_save(tmp_path / "two"), label="toxic")
+    classifier = LocalClassifier(save_classifier(tmp_path / "two"), label="toxic")
     assert classifier.scores(["bad " * 40]) == pytest.approx(classifier.scores(["bad " * 16]), abs=1e-6)
 
 
 def test_refusals(tmp_path: Path):
-    directory = _save(tmp_path / "two")
+    directory = save_classifier(tmp_path / "two")
     with pytest.raises(ValueError, match=r"label: expected one of the labels of .*'neutral', 'toxic', got 'TOXIC'"):
         LocalClassifier(directory, label="TOXIC")
     with pytest.raises(ValueError, match=r"classifier: expected a directory of .*absent, which has no config.json"):
         LocalClassifier(tmp_path / "absent", label="toxic")
     with pytest.raises(ValueError, match=r"expected a sequence-classification model, got .*BertForMaskedLM"):
-        LocalClassifier(_save(tmp_path / "other", BertForMaskedLM), label="toxic")
+        LocalClassifier(save_classifier(tmp_path / "other", BertForMaskedLM), label="toxic")
     with pytest.raises(ValueError, match="batch_size: expected a positive number, got 0"):
         LocalClassifier(directory, label="toxic", batch_size=0)
 
 
 @pytest.mark.parametrize(("row", "texts"), [("recurrent_gemma_realtoxicity", 4), ("recurrent_gemma_bold", 6)])
 def test_a_row_is_the_mean_of_the_classifiers_scores(row: str, texts: int, tmp_path: Path):
-    directory = _save(tmp_path / "two")
+    directory = save_classifier(tmp_path / "two")
     classifier = LocalClassifier(directory, label="toxic")
     results = run(row, PlantedLM([], otherwise=" a bad word"), classifier=classifier)
     expected = _logits(directory, "a bad word").softmax(0)[1].item()

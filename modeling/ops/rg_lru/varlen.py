@@ -198,6 +198,35 @@ def _as_one_row(
     return states[0].index_select(0, places), h_last
 
 
+def _one_by_one(
+    x: Tensor,
+    input_gate: Tensor,
+    recurrence_gate: Tensor,
+    a_param: Tensor,
+    h0: Tensor,
+    cu_seqlens: Tensor,
+    has_initial: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The chunked backend on one sequence after the other: in one row, NaN times a = 0 reaches the documents behind."""
+    outputs, lasts = [], []
+    for row, (begin, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
+        here = slice(row, row + 1)
+        last = h0[here]
+        if end > begin:
+            tokens = (x[begin:end], input_gate[begin:end], recurrence_gate[begin:end], a_param)
+            bounds = cu_seqlens.new_tensor([0, end - begin])
+            output, last = _run("chunked", *tokens, last, bounds, has_initial[here])
+            outputs.append(output)
+        lasts.append(last)
+    outputs.append(x.new_zeros(x.shape[0] - sum(map(len, outputs)), x.shape[1]))
+    return torch.cat(outputs), torch.cat(lasts)
+
+
+def _is_finite(h_last: Tensor) -> bool:
+    """Whether no state is NaN or infinite, as what is not stays so to the end; on CPU, where looking costs no wait."""
+    return h_last.device.type != "cpu" or torch.compiler.is_compiling() or bool(h_last.isfinite().all())
+
+
 def _reference(
     x: Tensor,
     input_gate: Tensor,
@@ -247,6 +276,8 @@ def _update_(
     old = state.index_select(0, slots)
     arguments = (x, input_gate, recurrence_gate, a_param, old, cu_seqlens, has_initial & (slots > 0))
     y, h_last = _run(backend, *arguments)
+    if backend == "chunked" and not _is_finite(h_last):
+        y, h_last = _one_by_one(*arguments)
     write_pages_(state, h_last, old, cu_seqlens, slots)
     return torch.where(live, y, 0.0)
 

@@ -219,6 +219,38 @@ def test_pages_change_in_place_where_they_are_named_and_nowhere_else(op, impl, l
     assert torch.equal(storage[~touched].nan_to_num(77.0), before[~touched].nan_to_num(77.0))
 
 
+# NumPy, in which Triton's interpreter computes, warns of inf - inf.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@both
+@pytest.mark.parametrize("impl", ["triton", "torch", "reference"])
+@pytest.mark.parametrize("what", ["token", "page"])
+def test_what_is_not_finite_stays_in_its_sequence(op, impl, what):
+    impl = op.torch_backend if impl == "torch" else impl
+    lengths, broken = (3, 5, 0, 4, 2), 1
+    slots = torch.tensor([3, 6, 2, 4, 1], device=DEVICE)
+    options = {"cu_seqlens": bounds(lengths), "slots": slots, "impl": impl}
+    options["has_initial"] = torch.tensor([True, True, True, False, True], device=DEVICE)
+    inputs = op.draw(sum(lengths), len(lengths), torch.float32)
+    results = []
+    for value in (0.5, torch.nan, torch.inf):
+        x, state = inputs[0].clone(), torch.zeros(7, *op.memory, device=DEVICE)
+        state[slots] = inputs[-1]
+        if what == "token":
+            x[4] = value
+        else:
+            state[slots[broken]] = value
+        results.append((op.serve(x, *inputs[1:-1], state, **options), state))
+    others = [row for row in range(len(lengths)) if row != broken]
+    spans = [slice(begin, end) for begin, end in itertools.pairwise(bounds(lengths).tolist())]
+    for y, state in results[1:]:
+        assert not y[spans[broken]].isfinite().all()
+        for row in others:
+            bar = forward_tolerance(torch.float32, 4 * max(1, lengths[row]))
+            assert_close_by_max(state[slots[row]], results[0][1][slots[row]], bar, f"page of sequence {row}")
+            if lengths[row]:
+                assert_close_by_max(y[spans[row]], results[0][0][spans[row]], bar, f"sequence {row}")
+
+
 @both
 @pytest.mark.parametrize("impl", ["triton", "torch"])
 def test_token_by_token_in_place_equals_the_whole(op, impl):
