@@ -194,6 +194,8 @@ class RecurrentGemmaConfig(PreTrainedConfig):
 
     @sliding_window.setter
     def sliding_window(self, keys: int) -> None:
+        if not isinstance(keys, int):
+            raise TypeError(f"sliding_window: expected an int, as attention has a window always, got {keys!r}.")
         self.attention_window_size = keys - 1
 
     @property

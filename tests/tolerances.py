@@ -39,6 +39,10 @@ ROWS_EQUAL_SOLO_LOGITS = 2e-5
 SPLIT_EQUALS_WHOLE_LOGITS = 2e-5
 ROWS_EQUAL_SOLO_GRADIENTS = 1e-4
 
+# fp32 log-probabilities of a serving engine against one uncached forward, absolute. Its products, its attention and the
+# order in which it reads a text are others; logits of 20 rounded at a dozen places stay a digit below.
+SERVED_LOGPROBS = 1e-4
+
 # Perplexity with quantized linear layers over that in bf16, less one. Measured on all held-out chapters of the demo
 # model: less than 0.0001 with int8 rows, 0.005 to 0.014 with int4 in groups of 32 up to whole rows, 0.33 with int2.
 INT8_PERPLEXITY = 0.01

@@ -56,11 +56,12 @@ def test_sdist_holds_every_file_as_a_regular_file(archives: dict[str, Path], exp
     assert {"pyproject.toml", "README.md", "LICENSE", "NOTICE"} <= contents.keys()
 
 
+# Left out: what runs inside vLLM, which is imported there.
 IMPORT_EVERYTHING = """
 import importlib, importlib.util, json, os, pkgutil, sys
 import recurrent_gemma
 for module in pkgutil.walk_packages(recurrent_gemma.__path__, "recurrent_gemma."):
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith("__main__") and ".serving.engine." not in module.name:
         importlib.import_module(module.name)
 # Some modules of other packages name a relative file that does not exist.
 files = [(name, getattr(module, "__file__", None) or "") for name, module in list(sys.modules.items())]
@@ -85,6 +86,7 @@ def test_installed_wheel_imports_every_module_under_one_name(site: Path, expecte
     report = json.loads(done.stdout.splitlines()[-1])
     names = _names_by_file(report["files"], below=site)
     modules = {name for name in expected if name.endswith(".py") and not name.endswith("__main__.py")}
+    modules -= {name for name in modules if "/serving/engine/" in name and not name.endswith("__init__.py")}
     assert {path.relative_to(site).as_posix() for path in names} == modules
     assert all(len(of_file) == 1 for of_file in names.values()), names
     assert report["top"] == []

@@ -61,6 +61,7 @@ PUBLIC_NAMES = {
     "recurrent_gemma.modeling.ops.rg_lru": "rg_lru rg_lru_varlen rg_lru_varlen_",
     "recurrent_gemma.modeling.ops.rms_norm": "rms_norm",
     "recurrent_gemma.modeling.prefix_cache": "PrefixCache PrefixCacheStatistics",
+    "recurrent_gemma.serving": "register",
     "recurrent_gemma.tokenization": "CHAT_TEMPLATE RecurrentGemmaTokenizer tokenizer_from_sentencepiece",
     "recurrent_gemma.training": """
         LoraCoverage PackingCollator ParameterCoverage TruncatedBPTTTrainer check_adapter cut_into_windows lora_config
@@ -68,7 +69,7 @@ PUBLIC_NAMES = {
     """,
 }
 # Packages whose files are imported one by one, and that export nothing themselves.
-WITHOUT_NAMES = {"recurrent_gemma.modeling.ops.linear_scan"}
+WITHOUT_NAMES = {"recurrent_gemma.modeling.ops.linear_scan", "recurrent_gemma.serving.engine"}
 
 
 @pytest.mark.parametrize("package", PUBLIC_NAMES)

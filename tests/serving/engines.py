@@ -1,0 +1,178 @@
+"""Engines for tests, what they are asked, and what Transformers says to the same tokens.
+
+Log-probabilities are compared, of prompts as well as of what is generated: tokens alone would hide a window that is one
+off. What is right comes from one uncached forward of our own class over prompt and answer together.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import gc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from recurrent_gemma import RecurrentGemmaForCausalLM, demo_path
+from tests.held_out import held_out_chapters
+from tests.support import require
+from tests.tolerances import SERVED_LOGPROBS, assert_close
+
+vllm = require("vllm")
+
+from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
+from vllm.outputs import RequestOutput  # noqa: E402
+
+from recurrent_gemma.serving.engine import batch, layers  # noqa: E402
+from recurrent_gemma.serving.engine.recurrent_block import RecurrentBlock  # noqa: E402
+
+# W of the demo model: a query sees W + 1 keys.
+WINDOW = 128
+# Tokens of a block on CPU.
+BLOCK = 32
+
+
+def text(length: int, start: int = 0) -> list[int]:
+    """Ids of ``length`` tokens of held-out text, BOS first; other starts give other text."""
+    longest = held_out_chapters()[-1][0].tolist()
+    return [longest[0], *longest[1 + start : start + length]]
+
+
+__all__ = ["BLOCK", "WINDOW", "Engine", "Row", "batch", "check", "layers", "recorded", "running", "sampling", "text"]
+
+
+@dataclasses.dataclass
+class Engine:
+    """One running engine, in this process."""
+
+    llm: Any
+
+    def generate(self, prompts: Sequence[list[int]], **options: Any) -> list[RequestOutput]:
+        """Answers to prompts of ids, all asked at once; greedy, with log-probabilities, unless ``options`` say else."""
+        requests = [{"prompt_token_ids": ids} for ids in prompts]
+        return self.llm.generate(requests, sampling(**options), use_tqdm=False)
+
+    def add(self, name: str, ids: list[int], **options: Any) -> None:
+        """Ask without waiting; :meth:`step` and :meth:`finish` go on."""
+        self.llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, sampling(**options))
+
+    def step(self) -> list[RequestOutput]:
+        """One batch."""
+        return self.llm.llm_engine.step()
+
+    def finish(self) -> dict[str, RequestOutput]:
+        """Answers to everything that is asked still."""
+        done = {}
+        while self.llm.llm_engine.has_unfinished_requests():
+            done.update({output.request_id: output for output in self.step() if output.finished})
+        return done
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The layers that have pages, by name."""
+        return self.runner.compilation_config.static_forward_context
+
+    @property
+    def runner(self) -> Any:
+        """vLLM's model runner."""
+        return self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+
+    def poison(self) -> None:
+        """Write NaN to every page, as if others had left them so."""
+        for layer in self.layers.values():
+            for pages in layer.kv_cache if isinstance(layer, RecurrentBlock) else (layer.kv_cache,):
+                pages.fill_(torch.nan)
+
+
+@contextlib.contextmanager
+def running(model: Path | None = None, **options: Any) -> Iterator[Engine]:
+    """An engine of ``model`` (default: the demo model) in fp32, ended on exit."""
+    defaults: dict[str, Any] = {
+        "model": str(demo_path() if model is None else model),
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 2048,
+        "max_num_seqs": 8,
+        "enable_prefix_caching": False,
+        "seed": 0,
+        "max_logprobs": -1,
+    }
+    engine = Engine(vllm.LLM(**{**defaults, **options}))
+    try:
+        yield engine
+    finally:
+        engine.llm.llm_engine.engine_core.shutdown()
+        engine.llm = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def sampling(**options: Any) -> Any:
+    """Sampling parameters: greedy, eight tokens whatever they are, and log-probabilities of the three likeliest."""
+    defaults: dict[str, Any] = {
+        "temperature": 0.0,
+        "max_tokens": 8,
+        "ignore_eos": True,
+        "logprobs": 3,
+        "prompt_logprobs": 3,
+    }
+    return vllm.SamplingParams(**{**defaults, **options})
+
+
+@functools.cache
+def _reference(model: Path) -> RecurrentGemmaForCausalLM:
+    return RecurrentGemmaForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def expected_logprobs(ids: list[int], model: Path | None = None) -> Tensor:
+    """(L, vocab_size) fp32: log-probabilities of the token after each of ``ids``, by one forward without a cache."""
+    reference = _reference(demo_path() if model is None else model)
+    return reference(torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
+
+
+def check(outputs: Sequence[RequestOutput], model: Path | None = None, tolerance: float = SERVED_LOGPROBS) -> int:
+    """Assert that all log-probabilities of answers are Transformers'; the number of those that were compared."""
+    actual, expected = [], []
+    for output in outputs:
+        for answer in output.outputs:
+            ids = [*output.prompt_token_ids, *answer.token_ids]
+            right = expected_logprobs(ids, model)
+            # What the engine gives at a token is what the tokens before it say.
+            given = [*(output.prompt_logprobs or [None] * len(output.prompt_token_ids)), *answer.logprobs]
+            assert len(given) == len(ids)
+            for place, entries in enumerate(given):
+                for token, entry in (entries or {}).items():
+                    actual.append(entry.logprob)
+                    expected.append(right[place - 1, token])
+    assert_close(torch.tensor(actual), torch.stack(expected), tolerance, "log-probabilities")
+    return len(actual)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One sequence of a batch, as recurrent blocks see it."""
+
+    tokens: int
+    has_initial: bool
+    slot: int
+
+
+@contextlib.contextmanager
+def recorded(patch: pytest.MonkeyPatch) -> Iterator[list[list[Row]]]:
+    """The batches that run inside: what was claimed of them is asserted, not hoped for."""
+    batches: list[list[Row]] = []
+    build = batch.RecurrentBatchBuilder.build
+
+    def recording(self: Any, *args: Any, **kwargs: Any) -> batch.RecurrentBatch:
+        made = build(self, *args, **kwargs)
+        columns = (made.cu_seqlens.diff(), made.has_initial, made.slots)
+        batches.append([Row(*row) for row in zip(*(column.tolist() for column in columns), strict=True)])
+        return made
+
+    with patch.context() as inner:
+        inner.setattr(batch.RecurrentBatchBuilder, "build", recording)
+        yield batches
