@@ -17,6 +17,7 @@ anew; and does the same for a GPU, after it was seen to compute what the CPU com
     python -m benchmarks prefix-cache [--size demo] [--system 2000] [--tokens 20] [--requests 200]
     python -m benchmarks shared-contexts [--size demo] [--shots 600] [--question 100] [--batch-size 8]
     python -m benchmarks learning [--jobs 2] [--tasks marker] [--models hawk griffin] [--seeds 0] [--output DIR]
+    python -m benchmarks serving [--size 512x6] [--clients 1 8] [--prompt 512] [--answer 64] [--json FILE]
     python -m benchmarks long-context [--model DIR] [--text FILE] [--length 32768] [--count 8] [--output DIR]
 
 Speed: random weights, shared by all implementations of the model. First they must give the same logits (in-tree:
@@ -28,7 +29,8 @@ process of its own. Memory: one sequence grows token by token through the cache.
 kind of checkpoint and back, bit for bit; time, and resident memory above that of the bare process. Prefix cache:
 answers below a shared system prompt, cold and warm, and hit rates at the sizes of the 2B model, whose states are not
 computed. Shared contexts: log-likelihoods of an evaluation with 5 shots, by this package's lm-eval model and by
-lm-eval's own path. Learning: small models trained at one length and tested at longer ones. Long context: the loss of a
+lm-eval's own path. Serving: this family and Gemma of equal size, each served by vLLM, under the load of vLLM's own
+benchmark. Learning: small models trained at one length and tested at longer ones. Long context: the loss of a
 checkpoint against position, whole and with parts of it taken away, and a passkey to be found. These two make what
 docs/evidence.md shows.
 
@@ -49,10 +51,12 @@ from benchmarks.learning import command as learning
 from benchmarks.long_context import command as long_context
 from benchmarks.models import SIZES
 from benchmarks.peers import DEFAULT_PEERS, PEERS
+from benchmarks.serving import command as serving
 from benchmarks.suite import command as suite
 from benchmarks.suite.page import NAME
 
 SUITE = "suite"
+_OWN_COMMANDS = {"learning": learning.main, "long-context": long_context.main, "serving": serving.main}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.case in (SUITE, "gpu"):
         command = suite if options.case == SUITE else gpu
         return command.main(options, machine, console)
-    if options.case in ("learning", "long-context"):
-        (learning if options.case == "learning" else long_context).main(options, machine, console)
+    if options.case in _OWN_COMMANDS:
+        _OWN_COMMANDS[options.case](options, machine, console)
         return 0
     result = _run(options)
     report.show(console, options.case, options.size, machine, result)
@@ -220,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     reading = _add_command(cases, "long-context", long_context.main)
     reading.add_argument("--threads", type=_positive, help="torch's threads (default: torch's own choice)")
     long_context.add_arguments(reading)
+    serving.add_arguments(_add_command(cases, "serving", serving.main))
     return parser
 
 
