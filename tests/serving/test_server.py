@@ -1,4 +1,4 @@
-"""vLLM's server over HTTP, driven by OpenAI's client: every answer is the one Transformers gives to that prompt alone."""
+"""vLLM's server over HTTP, driven by OpenAI's client: an answer is what Transformers gives to that prompt alone."""
 
 import concurrent.futures
 import functools
@@ -159,7 +159,7 @@ def test_what_cannot_be_done_is_refused_and_the_server_lives(client: Any, server
         with pytest.raises(openai.APIStatusError) as refused:
             client.completions.create(**request)
         assert 400 <= refused.value.status_code < 500
-    with pytest.raises(openai.BadRequestError, match="longer than|maximum"):
+    with pytest.raises(openai.BadRequestError, match=r"longer than|maximum"):
         ask(client, server, text(60) * 200, 4)
     assert ask(client, server, text(60), 8).choices[0].text == answer(text(60), 8)
 
@@ -174,8 +174,10 @@ def test_a_server_started_again_says_the_same(tmp_path: Path):
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path):
-    with pytest.raises(RuntimeError, match="speculative_config: expected None"):
-        with running_server(
+    with (
+        pytest.raises(RuntimeError, match="speculative_config: expected None"),
+        running_server(
             demo_path(), tmp_path, options=['--speculative-config={"method": "ngram", "num_speculative_tokens": 2}']
-        ):
-            pass
+        ),
+    ):
+        pass
