@@ -21,24 +21,19 @@ LARGEST_MAX_MODEL_LEN = 2**20
 
 
 def expect_servable_model(model: "ModelConfig") -> None:
-    """Check the checkpoint, and what it is asked for.
+    """Check the checkpoint.
 
     Args:
         model: vLLM's description of it.
 
     Raises:
-        ValueError: It is of another family, or has a task or form that is not served.
+        ValueError: It is of another family, or has a form that is not served.
     """
     config = model.hf_config
     if not isinstance(config, RecurrentGemmaConfig):
         raise ValueError(
             f"model: expected a checkpoint of model_type {RecurrentGemmaConfig.model_type!r}, got "
             f"{getattr(config, 'model_type', None)!r} with the architectures of this family; correct config.json."
-        )
-    if model.runner_type != "generate":
-        raise ValueError(
-            f"runner: expected 'generate', got {model.runner_type!r}; the language model alone is served. Embeddings "
-            "and classes come from recurrent_gemma's own models, in Transformers."
         )
     if config.conv1d_width < 2:
         raise ValueError("conv1d_width: expected at least 2, got 1; vLLM has no pages of size 0 for its history.")
@@ -63,6 +58,9 @@ def expect_supported(vllm_config: "VllmConfig") -> None:
 def _refused(vllm_config: "VllmConfig") -> Iterator[tuple[str, str, object, str]]:
     """Option, what it may be, what it is, and why."""
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
+    if model.runner_type != "generate":
+        why = "the language model alone is served. Embeddings and classes come from the models in Transformers."
+        yield "runner", "'generate'", repr(model.runner_type), why
     if vllm_config.speculative_config is not None:
         method = repr(vllm_config.speculative_config.method)
         yield "speculative_config", "None", method, "a rejected draft's tokens cannot be taken out of a state again."

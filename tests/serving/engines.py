@@ -26,7 +26,7 @@ vllm = require("vllm")
 from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
 
-from recurrent_gemma.serving.engine import batch, layers  # noqa: E402
+from recurrent_gemma.serving.engine import batch  # noqa: E402
 from recurrent_gemma.serving.engine.recurrent_block import RecurrentBlock  # noqa: E402
 
 # W of the demo model: a query sees W + 1 keys.
@@ -41,7 +41,9 @@ def text(length: int, start: int = 0) -> list[int]:
     return [longest[0], *longest[1 + start : start + length]]
 
 
-__all__ = ["BLOCK", "WINDOW", "Engine", "Row", "batch", "check", "layers", "recorded", "running", "sampling", "text"]
+__all__ = """
+BLOCK WINDOW Engine Row batch check layers recorded reference running sampling state text weights
+""".split()
 
 
 @dataclasses.dataclass
@@ -49,6 +51,7 @@ class Engine:
     """One running engine, in this process."""
 
     llm: Any
+    done: dict[str, RequestOutput] = dataclasses.field(default_factory=dict)
 
     def generate(self, prompts: Sequence[list[int]], **options: Any) -> list[RequestOutput]:
         """Answers to prompts of ids, all asked at once; greedy, with log-probabilities, unless ``options`` say else."""
@@ -59,15 +62,15 @@ class Engine:
         """Ask without waiting; :meth:`step` and :meth:`finish` go on."""
         self.llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, sampling(**options))
 
-    def step(self) -> list[RequestOutput]:
-        """One batch."""
-        return self.llm.llm_engine.step()
+    def step(self) -> None:
+        """Run one batch."""
+        self.done.update({output.request_id: output for output in self.llm.llm_engine.step() if output.finished})
 
     def finish(self) -> dict[str, RequestOutput]:
-        """Answers to everything that is asked still."""
-        done = {}
+        """Answers to everything that was added since the last time, by name."""
         while self.llm.llm_engine.has_unfinished_requests():
-            done.update({output.request_id: output for output in self.step() if output.finished})
+            self.step()
+        done, self.done = self.done, {}
         return done
 
     @property
@@ -89,7 +92,7 @@ class Engine:
 
 @contextlib.contextmanager
 def running(model: Path | None = None, **options: Any) -> Iterator[Engine]:
-    """An engine of ``model`` (default: the demo model) in fp32, ended on exit."""
+    """An engine of ``model`` (default: the demo model) in fp32, with few pages, ended on exit."""
     defaults: dict[str, Any] = {
         "model": str(demo_path() if model is None else model),
         "dtype": "float32",
@@ -99,6 +102,7 @@ def running(model: Path | None = None, **options: Any) -> Iterator[Engine]:
         "enable_prefix_caching": False,
         "seed": 0,
         "max_logprobs": -1,
+        "num_gpu_blocks_override": 256,
     }
     engine = Engine(vllm.LLM(**{**defaults, **options}))
     try:
@@ -122,16 +126,20 @@ def sampling(**options: Any) -> Any:
     return vllm.SamplingParams(**{**defaults, **options})
 
 
+def reference(model: Path | None = None) -> RecurrentGemmaForCausalLM:
+    """Our own model in fp32 (default: the demo model)."""
+    return _load(demo_path() if model is None else model)
+
+
 @functools.cache
-def _reference(model: Path) -> RecurrentGemmaForCausalLM:
+def _load(model: Path) -> RecurrentGemmaForCausalLM:
     return RecurrentGemmaForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
 
 
 @torch.inference_mode()
 def expected_logprobs(ids: list[int], model: Path | None = None) -> Tensor:
     """(L, vocab_size) fp32: log-probabilities of the token after each of ``ids``, by one forward without a cache."""
-    reference = _reference(demo_path() if model is None else model)
-    return reference(torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
+    return reference(model)(torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
 
 
 def check(outputs: Sequence[RequestOutput], model: Path | None = None, tolerance: float = SERVED_LOGPROBS) -> int:

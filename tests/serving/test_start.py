@@ -79,6 +79,7 @@ def test_any_longest_sequence_is_allowed(asked: int | None, given: int):
         ({"mamba_cache_dtype": "float16"}, "mamba_cache_dtype: expected 'auto'"),
         ({"mamba_ssm_cache_dtype": "bfloat16"}, "mamba_ssm_cache_dtype: expected 'auto' or 'float32'"),
         ({"runner": "pooling"}, "runner: expected 'generate'"),
+        ({"model_impl": "transformers"}, "not compatible with vLLM"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -95,6 +96,11 @@ def test_all_that_is_not_supported_is_named():
 def test_a_config_of_another_family_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="model_type"):
         _config(_copy(tmp_path, model_type="gemma"))
+
+
+def test_classifiers_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="runner: expected 'generate'"):
+        _config(_copy(tmp_path, architectures=["RecurrentGemmaForSequenceClassification"]))
 
 
 def test_a_window_cannot_be_disabled():
