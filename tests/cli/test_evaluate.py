@@ -61,7 +61,9 @@ def test_rows_without_a_figure_are_listed_with_the_reason(tmp_path: Path, capsys
 @pytest.mark.filterwarnings(
     "ignore:Mean of empty slice:RuntimeWarning", "ignore:invalid value encountered:RuntimeWarning"
 )
-@pytest.mark.parametrize(("suite", "table"), [("card", "capability"), ("safety", "safety")])
+@pytest.mark.parametrize(
+    ("suite", "table"), [pytest.param("card", "capability", marks=pytest.mark.slow), ("safety", "safety")]
+)
 def test_every_row_of_the_card_gets_a_figure(
     suite: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

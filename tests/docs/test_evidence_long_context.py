@@ -1,10 +1,13 @@
 """The long-context part of docs/evidence.md: its tables are those of the results, and its claims follow from them."""
 
 import json
+from pathlib import Path
+
+import pytest
 
 from benchmarks.long_context.command import COUNT, DEPTHS, ROUNDS, WINDOWS
 from benchmarks.long_context.measure import VARIANTS
-from tests.support import ROOT, require
+from tests.support import ROOT, code_blocks, require, run_python
 
 require("matplotlib")
 from benchmarks.long_context import report  # noqa: E402
@@ -13,6 +16,7 @@ PAGE = (ROOT / "docs" / "evidence.md").read_text()
 RESULTS = json.loads((ROOT / "docs" / "data" / "long_context.json").read_text())
 POSITIONS = RESULTS["positions"]
 WINDOW = RESULTS["model"]["window"]
+OVERALL = {variant: found.get("difference") for variant, found in POSITIONS["overall"].items()}
 
 
 def test_tables_are_those_of_the_results():
@@ -36,3 +40,55 @@ def test_the_results_are_those_of_the_whole_measurement():
     cells = [(cell["length"], cell["depth"]) for cell in RESULTS["passkey"]]
     assert cells == [(int(windows * WINDOW), depth) for windows in WINDOWS for depth in DEPTHS]
     assert {cell["trials"] for cell in RESULTS["passkey"]} == {ROUNDS * RESULTS["passkey"][0]["candidates"]}
+
+
+def since_reset(variant: str, first: int) -> list[float]:
+    """The loss more than the whole model's, in the bin that begins so many tokens after a reset."""
+    (found,) = (entry for entry in POSITIONS["since_reset"][variant] if entry["first"] == first)
+    return found["difference"]
+
+
+def test_it_reads_on_as_well_as_it_began():
+    last = POSITIONS["bins"][-1]
+    mean, low, high = last["drift"]
+    assert low < 0.0 < high < 0.01 and last["last"] / 256 > 160 and last["first"] / 256 == 64
+    assert f"{last['first']:,} to {last['last']:,}" in PAGE and POSITIONS["reference"] == [128, 255]
+    assert f"by {mean:.3f}\n   nats ({low:.3f} to {high:+.3f})" in PAGE
+
+
+@pytest.mark.parametrize(("variant", "text"), [("reset", "it costs {}"), ("recurrence-reset", "it is {}"),
+                                               ("attention-off", "costs {}")])  # fmt: skip
+def test_what_a_missing_part_costs(variant: str, text: str):
+    mean, low, _ = OVERALL[variant]
+    assert low > 0.02 and text.format(f"{mean:+.3f}") in PAGE
+
+
+def test_the_order_of_what_they_cost():
+    reset, recurrence, attention = (OVERALL[name] for name in ("reset", "recurrence-reset", "attention-off"))
+    assert 0.4 < recurrence[0] / reset[0] < 0.6
+    assert reset[2] < attention[1]
+
+
+def test_one_key_less_is_not_seen():
+    mean, low, high = OVERALL["narrow"]
+    assert low < 0.0 < high < 1e-4 and f"{mean:.5f} ({low:.5f} to {high:+.5f})" in PAGE
+
+
+def test_the_demo_model_remembers_about_a_hundred_tokens():
+    assert since_reset("far-reset", 32)[1] > 0.0 > since_reset("far-reset", 64)[1]
+    assert f"the loss is {since_reset('far-reset', 32)[0]:.3f} too high between 32 and 63" in PAGE
+    assert all(since_reset("far-reset", first)[0] < 0.002 for first in (64, 128, 256, 512))
+
+
+def test_the_demo_model_finds_no_passkey():
+    for cell in RESULTS["passkey"]:
+        low, high = cell["first"][1:]
+        assert low <= cell["chance"] <= high
+        assert cell["gain"][1] <= 0.0 <= cell["gain"][2]
+        assert abs(cell["mean_rank"] - (cell["candidates"] + 1) / 2) < 0.25
+
+
+def test_the_python_example_runs(tmp_path: Path):
+    example = code_blocks(PAGE.split("### Your own checkpoint")[1], "python")[0]
+    lines = run_python("-c", example, cwd=tmp_path).stdout.splitlines()
+    assert len(lines) > 5 and lines[-2].startswith("256 0 ") and lines[-1].startswith("256 1 ")
