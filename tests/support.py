@@ -20,15 +20,23 @@ LINKS = sorted(path.name for path in (ROOT / "recurrent_gemma").iterdir() if pat
 REQUIRE_EXTRAS = "RECURRENT_GEMMA_REQUIRE_EXTRAS"
 
 
-def require(module: str) -> ModuleType:
+# vLLM pins versions of its own, so that it is tested in an environment of its own.
+WITH_VLLM = {"variable": "RECURRENT_GEMMA_REQUIRE_VLLM", "remedy": "SERVE=1 bash .ci/run"}
+
+
+def require(
+    module: str, *, variable: str = REQUIRE_EXTRAS, remedy: str = 'pip install "recurrent-gemma[test]"'
+) -> ModuleType:
     """The imported optional dependency, or a skip that names it; callable in a test and at a test module's top level.
 
     Args:
         module: Dotted name, such as ``"jax"``.
+        variable: What is 1 in continuous integration, where it has to be there.
+        remedy: What to do, for the reason of the skip.
 
     Raises:
         pytest.skip.Exception: It is not installed.
-        pytest.fail.Exception: It is not installed and ``RECURRENT_GEMMA_REQUIRE_EXTRAS`` is 1.
+        pytest.fail.Exception: It is not installed and ``variable`` is 1.
         ImportError: It is installed and does not import.
     """
     try:
@@ -36,9 +44,9 @@ def require(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-    reason = f'{module} is not installed: pip install "recurrent-gemma[test]"'
-    if os.environ.get(REQUIRE_EXTRAS) == "1":
-        pytest.fail(f"{reason} ({REQUIRE_EXTRAS}=1 makes this a failure)", pytrace=False)
+    reason = f"{module} is not installed: {remedy}"
+    if os.environ.get(variable) == "1":
+        pytest.fail(f"{reason} ({variable}=1 makes this a failure)", pytrace=False)
     pytest.skip(reason, allow_module_level=True)
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from recurrent_gemma import RecurrentGemmaForCausalLM, demo_path
 from tests.held_out import held_out_chapters
-from tests.support import require
+from tests.support import WITH_VLLM, require
 from tests.tolerances import SERVED_LOGPROBS, assert_close
 
-vllm = require("vllm")
+vllm = require("vllm", **WITH_VLLM)
 
 from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
