@@ -26,7 +26,7 @@ vllm = require("vllm", **WITH_VLLM)
 from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
 
-from recurrent_gemma.serving.engine import batch  # noqa: E402
+from recurrent_gemma.serving.engine import batch, layers, state, weights  # noqa: E402
 from recurrent_gemma.serving.engine.recurrent_block import RecurrentBlock  # noqa: E402
 
 # W of the demo model: a query sees W + 1 keys.
@@ -41,9 +41,8 @@ def text(length: int, start: int = 0) -> list[int]:
     return [longest[0], *longest[1 + start : start + length]]
 
 
-__all__ = """
-BLOCK WINDOW Engine Row batch check layers recorded reference running sampling state text weights
-""".split()
+# Modules that need vLLM come from here, where it is asked for first.
+__all__ = ["batch", "layers", "state", "weights"]
 
 
 @dataclasses.dataclass
@@ -84,10 +83,10 @@ class Engine:
         return self.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
 
     def poison(self) -> None:
-        """Write NaN to every page, as if others had left them so."""
+        """Write NaN to every page but the null page, as if others had left them so."""
         for layer in self.layers.values():
             for pages in layer.kv_cache if isinstance(layer, RecurrentBlock) else (layer.kv_cache,):
-                pages.fill_(torch.nan)
+                pages[1:] = torch.nan
 
 
 @contextlib.contextmanager

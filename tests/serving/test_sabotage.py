@@ -61,6 +61,7 @@ SABOTAGES = [
 
 
 def _scenario(engine: Engine) -> None:
+    engine.poison()
     check(engine.generate([text(150), text(65, start=400), text(40, start=900)]))
 
 
