@@ -83,9 +83,20 @@ def test_the_demo_model_remembers_about_a_hundred_tokens():
 def test_the_demo_model_finds_no_passkey():
     for cell in RESULTS["passkey"]:
         low, high = cell["first"][1:]
-        assert low <= cell["chance"] <= high
-        assert cell["gain"][1] <= 0.0 <= cell["gain"][2]
-        assert abs(cell["mean_rank"] - (cell["candidates"] + 1) / 2) < 0.25
+        assert low <= cell["chance"] <= high and cell["exact"][0] == 0.0
+    shares = [100 * cell["first"][0] for cell in RESULTS["passkey"]]
+    (trials,) = {cell["trials"] for cell in RESULTS["passkey"]}
+    assert f"first in {min(shares):.0f} to {max(shares):.0f} % of {trials} prompts" in PAGE
+
+
+def test_reading_a_passkey_leaves_a_trace_that_fades():
+    cells = sorted(RESULTS["passkey"], key=lambda cell: cell["distance"])
+    near = [cell["gain"][0] for cell in cells if cell["distance"] <= 104]
+    assert min(cell["gain"][1] for cell in cells if cell["distance"] <= 104) > 0.1
+    assert f"The key is {min(near):.2f} to {max(near):.2f} nats likelier" in PAGE
+    gain = {round(cell["distance"]): cell["gain"][0] for cell in cells}
+    assert f"{gain[135]:.3f} after 135, {gain[252]:.3f} after 252" in PAGE
+    assert all(abs(cell["gain"][0]) < 1e-4 for cell in cells if cell["distance"] > 1000)
 
 
 def test_the_python_example_runs(tmp_path: Path):
