@@ -16,6 +16,9 @@ RECURRENCE_OP = "recurrent_gemma_recurrence"
 # vLLM's name for the builder of what that op has to know of a batch.
 STATE_BACKEND = "RECURRENT_GEMMA"
 
+# Where vLLM is told to run a model of Transformers as it is.
+_TRANSFORMERS_BACKEND = "TransformersForCausalLM"
+
 _MODEL = ("recurrent_gemma.serving.engine.model", ARCHITECTURE)
 _STATE_BACKEND_CLASS = "recurrent_gemma.serving.engine.batch.RecurrentStateBackend"
 
@@ -34,12 +37,13 @@ def register() -> None:
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum, register_backend
 
-    from recurrent_gemma.serving.engine.checks import RecurrentGemmaChecks
+    from recurrent_gemma.serving.engine.checks import RecurrentGemmaChecks, TransformersBackendChecks
 
     # vLLM reads configs and tokenizers through the Auto classes. The import above bound them, unless undone since.
     register_with_transformers()
     ModelRegistry.register_model(ARCHITECTURE, ":".join(_MODEL))
     MODELS_CONFIG_MAP[ARCHITECTURE] = RecurrentGemmaChecks
+    MODELS_CONFIG_MAP.setdefault(_TRANSFORMERS_BACKEND, TransformersBackendChecks)
     if STATE_BACKEND not in MambaAttentionBackendEnum.__members__:
         register_backend(STATE_BACKEND, _STATE_BACKEND_CLASS, is_mamba=True)
     # Piecewise CUDA graphs leave these ops out. Captured, one would go on with the pages of the batch that it was

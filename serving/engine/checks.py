@@ -6,6 +6,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
+from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.serving.limits import (
     DEFAULT_MAX_MODEL_LEN,
     LARGEST_MAX_MODEL_LEN,
@@ -61,4 +62,21 @@ class RecurrentGemmaChecks(VerifyAndUpdateConfig):
             cache.user_specified_block_size = True
 
 
-__all__ = ["RecurrentGemmaChecks"]
+class TransformersBackendChecks(VerifyAndUpdateConfig):
+    """Checks of vLLM's wrapper around models of Transformers, which would run this family's without its states."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: "ModelConfig") -> None:
+        """Refuse this family, and nothing else.
+
+        Raises:
+            ValueError: The model is of this family.
+        """
+        if isinstance(model_config.hf_config, RecurrentGemmaConfig):
+            raise ValueError(
+                "model_impl: expected 'auto' or 'vllm', got 'transformers', which keeps no states between the batches "
+                "of a sequence; leave model_impl out."
+            )
+
+
+__all__ = ["RecurrentGemmaChecks", "TransformersBackendChecks"]

@@ -10,7 +10,7 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.mamba.mamba_utils import MambaStateCopyFunc
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.models.interfaces import HasInnerState, IsHybrid
-from vllm.model_executor.models.utils import AutoWeightsLoader, maybe_prefix
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
@@ -18,7 +18,19 @@ from recurrent_gemma.modeling.layers import RecurrentGemmaRMSNorm, RecurrentGemm
 from recurrent_gemma.serving.engine.cpu_pages import clear_new_blocks_of_windows
 from recurrent_gemma.serving.engine.layers import ResidualBlock
 from recurrent_gemma.serving.engine.state import state_copies, state_dtypes, state_shapes
-from recurrent_gemma.serving.engine.weights import STACKED, without_tied_head
+
+# From the names of checkpoints to those of the layers here, which multiply once by what is stacked.
+STACKED = WeightsMapper(
+    orig_to_new_stacked={
+        ".q_proj": (".qkv_proj", "q"),
+        ".k_proj": (".qkv_proj", "k"),
+        ".v_proj": (".qkv_proj", "v"),
+        ".gate_proj": (".gate_up_proj", 0),
+        ".up_proj": (".gate_up_proj", 1),
+        ".linear_y": (".linear_in", 0),
+        ".linear_x": (".linear_in", 1),
+    }
+)
 
 
 @support_torch_compile
@@ -93,6 +105,7 @@ class RecurrentGemmaForCausalLM(nn.Module, HasInnerState, IsHybrid):
             quant_config=vllm_config.quant_config,
             prefix=maybe_prefix(prefix, "lm_head"),
         )
+        # vLLM says false where the file has a head of its own, whatever config.json says.
         if config.tie_word_embeddings:
             self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
         self.logits_processor = LogitsProcessor(config.vocab_size)
@@ -124,10 +137,8 @@ class RecurrentGemmaForCausalLM(nn.Module, HasInnerState, IsHybrid):
         """Take a checkpoint's weights, and give the names of the parameters that have theirs.
 
         Raises:
-            ValueError: A weight has no parameter, or the head differs from the embeddings that it is tied to.
+            ValueError: A weight has no parameter here.
         """
-        if self.config.tie_word_embeddings:
-            weights = without_tied_head(weights)
         return AutoWeightsLoader(self).load_weights(weights, mapper=STACKED)
 
     @classmethod
@@ -146,4 +157,4 @@ class RecurrentGemmaForCausalLM(nn.Module, HasInnerState, IsHybrid):
         return state_copies()
 
 
-__all__ = ["RecurrentGemmaForCausalLM"]
+__all__ = ["STACKED", "RecurrentGemmaForCausalLM"]

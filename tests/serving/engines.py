@@ -26,7 +26,7 @@ vllm = require("vllm", **WITH_VLLM)
 from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
 
-from recurrent_gemma.serving.engine import batch, layers, state, weights  # noqa: E402
+from recurrent_gemma.serving.engine import batch, layers, model, state  # noqa: E402
 from recurrent_gemma.serving.engine.recurrent_block import RecurrentBlock  # noqa: E402
 
 # W of the demo model: a query sees W + 1 keys.
@@ -42,7 +42,7 @@ def text(length: int, start: int = 0) -> list[int]:
 
 
 # Modules that need vLLM come from here, where it is asked for first.
-__all__ = ["batch", "layers", "state", "weights"]
+__all__ = ["batch", "layers", "model", "state"]
 
 
 @dataclasses.dataclass
@@ -90,10 +90,10 @@ class Engine:
 
 
 @contextlib.contextmanager
-def running(model: Path | None = None, **options: Any) -> Iterator[Engine]:
-    """An engine of ``model`` (default: the demo model) in fp32, with few pages, ended on exit."""
+def running(checkpoint: Path | None = None, **options: Any) -> Iterator[Engine]:
+    """An engine of ``checkpoint`` (default: the demo model) in fp32, with few pages, ended on exit."""
     defaults: dict[str, Any] = {
-        "model": str(demo_path() if model is None else model),
+        "model": str(demo_path() if checkpoint is None else checkpoint),
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": 2048,
@@ -125,29 +125,29 @@ def sampling(**options: Any) -> Any:
     return vllm.SamplingParams(**{**defaults, **options})
 
 
-def reference(model: Path | None = None) -> RecurrentGemmaForCausalLM:
+def reference(checkpoint: Path | None = None) -> RecurrentGemmaForCausalLM:
     """Our own model in fp32 (default: the demo model)."""
-    return _load(demo_path() if model is None else model)
+    return _load(demo_path() if checkpoint is None else checkpoint)
 
 
 @functools.cache
-def _load(model: Path) -> RecurrentGemmaForCausalLM:
-    return RecurrentGemmaForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+def _load(checkpoint: Path) -> RecurrentGemmaForCausalLM:
+    return RecurrentGemmaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
 
 @torch.inference_mode()
-def expected_logprobs(ids: list[int], model: Path | None = None) -> Tensor:
+def expected_logprobs(ids: list[int], checkpoint: Path | None = None) -> Tensor:
     """(L, vocab_size) fp32: log-probabilities of the token after each of ``ids``, by one forward without a cache."""
-    return reference(model)(torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
+    return reference(checkpoint)(torch.tensor([ids]), use_cache=False).logits[0].float().log_softmax(-1)
 
 
-def check(outputs: Sequence[RequestOutput], model: Path | None = None, tolerance: float = SERVED_LOGPROBS) -> int:
+def check(outputs: Sequence[RequestOutput], checkpoint: Path | None = None) -> int:
     """Assert that all log-probabilities of answers are Transformers'; the number of those that were compared."""
     actual, expected = [], []
     for output in outputs:
         for answer in output.outputs:
             ids = [*output.prompt_token_ids, *answer.token_ids]
-            right = expected_logprobs(ids, model)
+            right = expected_logprobs(ids, checkpoint)
             # What the engine gives at a token is what the tokens before it say.
             given = [*(output.prompt_logprobs or [None] * len(output.prompt_token_ids)), *answer.logprobs]
             assert len(given) == len(ids)
@@ -155,7 +155,7 @@ def check(outputs: Sequence[RequestOutput], model: Path | None = None, tolerance
                 for token, entry in (entries or {}).items():
                     actual.append(entry.logprob)
                     expected.append(right[place - 1, token])
-    assert_close(torch.tensor(actual), torch.stack(expected), tolerance, "log-probabilities")
+    assert_close(torch.tensor(actual), torch.stack(expected), SERVED_LOGPROBS, "log-probabilities")
     return len(actual)
 
 

@@ -15,7 +15,7 @@ def engine() -> Iterator[Engine]:
 
 def test_an_aborted_request_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
     # So few pages that they come round.
-    with running(num_gpu_blocks_override=16, max_model_len=400) as engine:
+    with running(num_gpu_blocks_override=16, max_model_len=300) as engine:
         (alone,) = engine.generate([text(150, start=700)])
         for _ in range(3):
             engine.poison()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recurrent_gemma.modeling.layers import LayerContext, apply_rotary, rotary_angles
 from recurrent_gemma.modeling.ops.local_attention import local_attention
-from tests.serving.engines import batch, layers, reference, state, weights
+from tests.serving.engines import batch, layers, model, reference, state
 from tests.tolerances import assert_close_by_max, forward_tolerance
 
 LENGTH = 300
@@ -57,7 +57,7 @@ def shard(config: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Modu
             holder.block = kind(config.model_config.hf_config, config, prefix=f"rank{rank}of{ranks}")
         loader = AutoWeightsLoader(holder)
         named = [(f"block.{name}", value) for name, value in own.state_dict().items()]
-        loaded = loader.load_weights(named, mapper=weights.STACKED)
+        loaded = loader.load_weights(named, mapper=model.STACKED)
         assert loaded == {name for name, _ in holder.named_parameters()}
         process_weights_after_loading(holder, config.model_config, torch.device("cpu"))
         return holder.block
@@ -123,7 +123,7 @@ def test_attention(shard: Callable[..., nn.Module], ranks: int):
     parts = []
     for rank in range(ranks):
         block = shard(layers.LocalAttention, own, rank, ranks)
-        block.attn = attend
+        block.attn.forward = attend
         parts.append(block(x[0], *angles))
     assert_close_by_max(sum(parts), expected, forward_tolerance(torch.float32, x.shape[-1]), "output")
 

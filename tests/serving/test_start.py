@@ -79,7 +79,7 @@ def test_any_longest_sequence_is_allowed(asked: int | None, given: int):
         ({"mamba_cache_dtype": "float16"}, "mamba_cache_dtype: expected 'auto'"),
         ({"mamba_ssm_cache_dtype": "bfloat16"}, "mamba_ssm_cache_dtype: expected 'auto' or 'float32'"),
         ({"runner": "pooling"}, "runner: expected 'generate'"),
-        ({"model_impl": "transformers"}, "not compatible with vLLM"),
+        ({"model_impl": "transformers"}, "model_impl: expected 'auto' or 'vllm'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
