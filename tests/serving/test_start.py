@@ -12,7 +12,7 @@ from recurrent_gemma.serving import plugin, register
 from recurrent_gemma.serving.limits import DEFAULT_MAX_MODEL_LEN, LARGEST_MAX_MODEL_LEN
 from tests.support import require
 
-require("vllm")
+require("vllm", "serve")
 
 
 def _config(model: Path | None = None, **options: Any) -> Any:
