@@ -16,27 +16,20 @@ ROOT = Path(__file__).resolve().parent.parent
 # Names of the top-level code folders that the importable package links to.
 LINKS = sorted(path.name for path in (ROOT / "recurrent_gemma").iterdir() if path.is_symlink())
 
-# Set in continuous integration, where every optional dependency is installed: a test that cannot run there fails.
+# Set in continuous integration to the extra that is installed there ("1" is "test"): a test that needs it cannot skip.
 REQUIRE_EXTRAS = "RECURRENT_GEMMA_REQUIRE_EXTRAS"
 
 
-# vLLM pins versions of its own, so that it is tested in an environment of its own.
-WITH_VLLM = {"variable": "RECURRENT_GEMMA_REQUIRE_VLLM", "remedy": "SERVE=1 bash .ci/run"}
-
-
-def require(
-    module: str, *, variable: str = REQUIRE_EXTRAS, remedy: str = 'pip install "recurrent-gemma[test]"'
-) -> ModuleType:
+def require(module: str, extra: str = "test") -> ModuleType:
     """The imported optional dependency, or a skip that names it; callable in a test and at a test module's top level.
 
     Args:
         module: Dotted name, such as ``"jax"``.
-        variable: What is 1 in continuous integration, where it has to be there.
-        remedy: What to do, for the reason of the skip.
+        extra: The extra that brings it.
 
     Raises:
         pytest.skip.Exception: It is not installed.
-        pytest.fail.Exception: It is not installed and ``variable`` is 1.
+        pytest.fail.Exception: It is not installed and ``RECURRENT_GEMMA_REQUIRE_EXTRAS`` names the extra.
         ImportError: It is installed and does not import.
     """
     try:
@@ -44,9 +37,10 @@ def require(
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-    reason = f"{module} is not installed: {remedy}"
-    if os.environ.get(variable) == "1":
-        pytest.fail(f"{reason} ({variable}=1 makes this a failure)", pytrace=False)
+    reason = f'{module} is not installed: pip install "recurrent-gemma[{extra}]"'
+    required = os.environ.get(REQUIRE_EXTRAS)
+    if required == ("1" if extra == "test" else extra):
+        pytest.fail(f"{reason} ({REQUIRE_EXTRAS}={required} makes this a failure)", pytrace=False)
     pytest.skip(reason, allow_module_level=True)
 
 

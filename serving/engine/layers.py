@@ -80,7 +80,8 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (T, D) to (T, D)."""
         both, _ = self.gate_up_proj(x)
-        output, _ = self.down_proj(gated_activation(*both.chunk(2, dim=-1), self.act_fn))
+        gate, up = both.chunk(2, dim=-1)
+        output, _ = self.down_proj(gated_activation(gate, up, self.act_fn))
         return output
 
 

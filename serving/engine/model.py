@@ -75,7 +75,10 @@ class RecurrentGemmaModel(nn.Module):
             intermediate_tensors: Of pipeline parallelism, which is refused at start.
             inputs_embeds: (T, D) instead of ids; not scaled, as ``embed_input_ids`` gives scaled ones.
         """
-        hidden_states = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed_input_ids(input_ids)
+        hidden_states = inputs_embeds
         # From positions, not from a table: a table would set a longest sequence, and hold angles in half precision.
         cos, sin = (angles[0, 0, :, None] for angles in rotary_angles(positions[None], self.config, torch.float32))
         for layer in self.layers:

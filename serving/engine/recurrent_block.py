@@ -1,5 +1,7 @@
 """The recurrent block in vLLM: products in its parallel layers, states in its pages, the arithmetic in our ops."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -103,7 +105,11 @@ class RecurrentBlock(nn.Module, MambaBase):
         Returns:
             (T, R); 0 at padding.
         """
-        pages = {"cu_seqlens": batch.cu_seqlens, "slots": batch.slots, "has_initial": batch.has_initial}
+        pages: dict[str, Any] = {
+            "cu_seqlens": batch.cu_seqlens,
+            "slots": batch.slots,
+            "has_initial": batch.has_initial,
+        }
         conv, lru = self.conv_1d, self.rg_lru
         x = causal_conv1d_varlen_(
             inputs, conv.weight.squeeze(1), conv.bias, histories, **pages, layout=history_layout()

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from recurrent_gemma import RecurrentGemmaForCausalLM, demo_path
 from tests.held_out import held_out_chapters
-from tests.support import WITH_VLLM, require
+from tests.support import require
 from tests.tolerances import SERVED_LOGPROBS, assert_close
 
-vllm = require("vllm", **WITH_VLLM)
+vllm = require("vllm", "serve")
 
 from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
 from vllm.outputs import RequestOutput  # noqa: E402
@@ -143,20 +143,24 @@ def expected_logprobs(ids: list[int], checkpoint: Path | None = None) -> Tensor:
 
 def check(outputs: Sequence[RequestOutput], checkpoint: Path | None = None) -> int:
     """Assert that all log-probabilities of answers are Transformers'; the number of those that were compared."""
-    actual, expected = [], []
+    compared = 0
     for output in outputs:
         for answer in output.outputs:
             ids = [*output.prompt_token_ids, *answer.token_ids]
-            right = expected_logprobs(ids, checkpoint)
-            # What the engine gives at a token is what the tokens before it say.
             given = [*(output.prompt_logprobs or [None] * len(output.prompt_token_ids)), *answer.logprobs]
-            assert len(given) == len(ids)
-            for place, entries in enumerate(given):
-                for token, entry in (entries or {}).items():
-                    actual.append(entry.logprob)
-                    expected.append(right[place - 1, token])
-    assert_close(torch.tensor(actual), torch.stack(expected), SERVED_LOGPROBS, "log-probabilities")
-    return len(actual)
+            values = [{token: entry.logprob for token, entry in (entries or {}).items()} for entries in given]
+            compared += check_entries(ids, values, checkpoint)
+    return compared
+
+
+def check_entries(ids: list[int], entries: list[dict[int, float]], checkpoint: Path | None = None) -> int:
+    """:func:`check` of what an engine gave at each of ``ids``: log-probabilities after the tokens before it, by id."""
+    assert len(entries) == len(ids)
+    right = expected_logprobs(ids, checkpoint)
+    pairs = [(place - 1, token, value) for place, given in enumerate(entries) for token, value in given.items()]
+    places, tokens, values = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    assert_close(values, right[places, tokens], SERVED_LOGPROBS, "log-probabilities")
+    return len(pairs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 from benchmarks.serving.server import Server, running_server
 from recurrent_gemma import RecurrentGemmaTokenizer, demo_path
 from tests.serving.engines import expected_logprobs, reference, text
-from tests.support import WITH_VLLM, require
+from tests.support import require
 from tests.tolerances import SERVED_LOGPROBS, assert_close
 
-openai = require("openai", **WITH_VLLM)
+openai = require("openai", "serve")
 
 # Log-probabilities are compared, so the model is served in fp32; nothing else is asked for.
 OPTIONS = ("--dtype", "float32")

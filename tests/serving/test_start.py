@@ -10,9 +10,9 @@ import pytest
 from recurrent_gemma import RecurrentGemmaConfig, RecurrentGemmaTokenizer, demo_path
 from recurrent_gemma.serving import plugin, register
 from recurrent_gemma.serving.limits import DEFAULT_MAX_MODEL_LEN, LARGEST_MAX_MODEL_LEN
-from tests.support import WITH_VLLM, require
+from tests.support import require
 
-require("vllm", **WITH_VLLM)
+require("vllm", "serve")
 
 
 def _config(model: Path | None = None, **options: Any) -> Any:
