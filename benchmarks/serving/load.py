@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.models import FIRST_ORDINARY_ID
-from benchmarks.serving.server import Server
+from benchmarks.serving.server import Server, vllm_command
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def load(server: Server, work: Work, clients: int, folder: Path) -> Load:
     """
     result = folder / f"load-{clients}.json"
     count = work.requests * clients
-    command = [str(Path(sys.executable).with_name("vllm")), "bench", "serve", "--backend", "openai"]
+    command = [*vllm_command(), "bench", "serve", "--backend", "openai"]
     command += ["--base-url", server.root, "--model", server.model, "--tokenizer", server.model]
     command += ["--dataset-name", "random", "--random-input-len", str(work.prompt)]
     command += ["--random-output-len", str(work.answer), "--num-prompts", str(count), "--num-warmups", str(clients)]

