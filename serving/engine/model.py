@@ -15,7 +15,7 @@ from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
 from recurrent_gemma.modeling.layers import RecurrentGemmaRMSNorm, RecurrentGemmaScaledEmbedding, rotary_angles
-from recurrent_gemma.serving.engine.cpu_pages import clear_new_blocks_of_windows
+from recurrent_gemma.serving.engine.cpu_build import mend_cpu_runner
 from recurrent_gemma.serving.engine.layers import ResidualBlock
 from recurrent_gemma.serving.engine.state import state_copies, state_dtypes, state_shapes
 
@@ -99,7 +99,7 @@ class RecurrentGemmaForCausalLM(nn.Module, HasInnerState, IsHybrid):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         if current_platform.is_cpu():
-            clear_new_blocks_of_windows()
+            mend_cpu_runner()
         self.config = config = vllm_config.model_config.hf_config
         self.model = RecurrentGemmaModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = ParallelLMHead(

@@ -60,3 +60,14 @@ def test_pages_found_again_are_not_changed(engine: Engine):
     for ids in prompts:
         check(engine.generate([ids], prompt_logprobs=None, max_tokens=70))
     check(engine.generate(prompts, prompt_logprobs=None, max_tokens=70))
+
+
+def test_a_seed_draws_the_same_in_any_chunks(engine: Engine):
+    # 140 tokens are read as 128 and 12 here, and at once without prefix caching.
+    options = {"temperature": 1.0, "seed": 5, "max_tokens": 12, "prompt_logprobs": None}
+    (first,) = engine.generate([text(140)], **options)
+    (again,) = engine.generate([text(140)], **options)
+    with running() as whole:
+        (expected,) = whole.generate([text(140)], **options)
+    assert first.outputs[0].token_ids == again.outputs[0].token_ids == expected.outputs[0].token_ids
+    check([first, again])
