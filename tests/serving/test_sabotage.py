@@ -51,12 +51,19 @@ def convolution_without_history(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layers.RecurrentBlock, "mix", forgetful)
 
 
+def new_blocks_of_keys_not_cleared(patch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    patch.setattr(CPUModelRunner, "_zero_block_ids", lambda self, block_ids: None)
+
+
 SABOTAGES = [
     stale_slot_read,
     state_dropped_between_chunks,
     state_dropped_at_a_chunk_of_one_token,
     states_of_neighbours_swapped,
     convolution_without_history,
+    new_blocks_of_keys_not_cleared,
 ]
 
 
