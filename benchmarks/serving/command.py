@@ -51,6 +51,7 @@ def main(options: argparse.Namespace, environment: dict[str, Any], console: Cons
     size = SIZES[options.size]
     ours = build_ours(size)
     gemma: Any = build_gemma(size, TransformersModel(ours))
+    gemma.model.config.max_position_embeddings = options.max_model_len
     results: dict[str, Any] = {}
     for name, model in (("recurrent-gemma", ours), ("Gemma", gemma.model)):
         model.to(getattr(torch, options.dtype))
