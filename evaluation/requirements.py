@@ -1,7 +1,8 @@
-"""The extra that evaluation needs, asked for where it is used: the package imports without it."""
+"""The extra that evaluation needs, asked for where it is used."""
 
-import importlib
 from types import ModuleType
+
+from recurrent_gemma.extras import require_extra
 
 
 def require_lm_eval() -> ModuleType:
@@ -10,7 +11,7 @@ def require_lm_eval() -> ModuleType:
     Raises:
         ImportError: It is not installed.
     """
-    return _require("lm_eval", "lm-eval")
+    return require_extra("lm_eval", extra="eval", needed_by="evaluation needs", distribution="lm-eval")
 
 
 def require_matplotlib() -> ModuleType:
@@ -19,20 +20,7 @@ def require_matplotlib() -> ModuleType:
     Raises:
         ImportError: It is not installed.
     """
-    return _require("matplotlib", "matplotlib")
-
-
-def _require(module: str, distribution: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        if error.name != package:
-            raise
-        raise ImportError(
-            f'{distribution} is not installed, which evaluation needs: pip install "recurrent-gemma[eval]"',
-            name=package,
-        ) from error
+    return require_extra("matplotlib", extra="eval", needed_by="evaluation needs")
 
 
 __all__ = ["require_lm_eval", "require_matplotlib"]

@@ -1,7 +1,8 @@
-"""The extra that serving needs, asked for where it is used: the package imports without it."""
+"""The extra that serving needs, asked for where it is used."""
 
-import importlib
 from types import ModuleType
+
+from recurrent_gemma.extras import require_extra
 
 
 def require_vllm() -> ModuleType:
@@ -10,14 +11,7 @@ def require_vllm() -> ModuleType:
     Raises:
         ImportError: It is not installed.
     """
-    try:
-        return importlib.import_module("vllm")
-    except ModuleNotFoundError as error:
-        if error.name != "vllm":
-            raise
-        raise ImportError(
-            'vllm is not installed, which serving needs: pip install "recurrent-gemma[serve]"', name="vllm"
-        ) from error
+    return require_extra("vllm", extra="serve", needed_by="serving needs")
 
 
 __all__ = ["require_vllm"]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from recurrent_gemma.extras import require_extra
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 
 if TYPE_CHECKING:
@@ -43,15 +44,7 @@ def require_peft() -> ModuleType:
     Raises:
         ImportError: It is not installed.
     """
-    try:
-        import peft
-    except ModuleNotFoundError as error:
-        if error.name != "peft":
-            raise
-        raise ImportError(
-            'peft is not installed, which adapters need: pip install "recurrent-gemma[train]"', name="peft"
-        ) from error
-    return peft
+    return require_extra("peft", extra="train", needed_by="adapters need")
 
 
 def check_adapter(model: "PreTrainedModel | PreTrainedConfig | PeftModel", adapter: "PeftConfig") -> None:

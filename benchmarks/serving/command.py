@@ -87,7 +87,7 @@ def _vllm() -> dict[str, Any]:
 
 
 def _show(console: Console, name: str, loads: dict[str, Load], result: dict[str, Any]) -> None:
-    table = Table(title=f"{name}: seconds are median / 99th percentile", title_justify="left")
+    table = Table(title=f"{name}: times are median / 99th percentile", title_justify="left")
     table.add_column("")
     for heading in ("requests/s", "tokens/s", "first token", "next token", "whole answer"):
         table.add_column(heading, justify="right")
