@@ -13,8 +13,8 @@ from benchmarks.learning.tasks import TASKS, Task
 from benchmarks.learning.training import Run
 from benchmarks.style import drawing, save
 
-# Tables of the same page that benchmarks/long_context makes.
-OTHERS = "long-context/"
+# Tables of the same page that other commands make.
+OTHERS = ("exactness/", "long-context/")
 # Accuracy below which a run counts among the failures.
 HELD = 0.9
 COLOURS = {
