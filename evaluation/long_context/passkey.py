@@ -126,7 +126,7 @@ def passkey(
             found, continuations = _answer(model, batch, chunk_size)
             scores.append(found)
             exact += sum(
-                _begins_with(tokenizer.decode(ids), prompt.key)
+                begins_with(tokenizer.decode(ids), prompt.key)
                 for ids, prompt in zip(continuations.tolist(), batch, strict=True)
             )
         distance = sum(length - prompt.needle_end for prompt in prompts) / len(prompts)
@@ -165,7 +165,7 @@ def _answer(model: RecurrentGemmaForCausalLM, prompts: list[Prompt], chunk_size:
     return likelihoods, torch.cat(tokens, dim=1).cpu()
 
 
-def _begins_with(text: str, key: str) -> bool:
+def begins_with(text: str, key: str) -> bool:
     text = text.strip()
     return text.startswith(key) and not text[len(key) :][:1].isalnum()
 

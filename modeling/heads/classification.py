@@ -20,7 +20,8 @@ from recurrent_gemma.modeling.heads.tokens import (
     rows_and_columns,
     valid_columns,
 )
-from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
+from recurrent_gemma.modeling.model import RecurrentGemmaModel
+from recurrent_gemma.modeling.pretrained import RecurrentGemmaPreTrainedModel
 
 # Dropout before the classifier of tokens where the config has no ``classifier_dropout``, as in Transformers' heads.
 _CLASSIFIER_DROPOUT = 0.1

@@ -14,7 +14,8 @@ from recurrent_gemma.modeling.compat import one_cache
 from recurrent_gemma.modeling.heads.loss import IGNORED, mean_cross_entropy
 from recurrent_gemma.modeling.heads.tokens import read, valid_columns
 from recurrent_gemma.modeling.inputs import expect_all
-from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
+from recurrent_gemma.modeling.model import RecurrentGemmaModel
+from recurrent_gemma.modeling.pretrained import RecurrentGemmaPreTrainedModel
 
 
 class RecurrentGemmaForQuestionAnswering(RecurrentGemmaPreTrainedModel):

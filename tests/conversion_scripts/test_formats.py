@@ -1,4 +1,4 @@
-"""What counts as a checkpoint of each kind: versions, prefixes, shards, views."""
+"""All forms of a kind of checkpoint (versions, prefixes, shards, views) read as the same values; broken ones raise."""
 
 import json
 import shutil
