@@ -112,7 +112,10 @@ def _place(path: str) -> str:
     """Where a file or folder of the repository is on the site."""
     if path in PLACES:
         return PLACES[path]
-    return path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}.md"
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    # MkDocs leaves out what begins with a dot.
+    return f"source/{path.removeprefix('.')}.md"
 
 
 def _with_contents(path: str) -> set[str]:
