@@ -79,6 +79,7 @@ class RecurrentGemmaModel(RecurrentGemmaPreTrainedModel):
             cu_seq_lens_q: (documents + 1,) cumulative lengths of the documents packed in one row.
             seq_idx: (B, L) number of the document that each token belongs to.
             cache: Another name of ``past_key_values``, that of Transformers 5.24 and later.
+            **kwargs: What collators for variable-length attention send along; all else raises.
 
         Returns:
             ``last_hidden_state`` (B, L, D), ``past_key_values`` (``cache`` from Transformers 5.24 on),

@@ -38,8 +38,9 @@ class RecurrentGemmaPreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: Directory or repository id.
-            use_safetensors: ``None`` and ``True`` read safetensors only, ``False`` reads pickled ``.bin`` files.
-            **kwargs: As in Transformers.
+            *model_args: As in Transformers.
+            **kwargs: As in Transformers, but for ``use_safetensors``: ``None`` and ``True`` read safetensors only,
+                ``False`` reads pickled ``.bin`` files.
 
         Raises:
             ValueError: Weights of the model are missing, misshapen, unexpected, or tied and yet different; all are

@@ -27,8 +27,13 @@ class TruncatedBPTTTrainer(Trainer):
     its own, each checkpoint holds it, and a resumed run has the losses of one that was never stopped, bit for bit.
     ``eval_loss`` is the mean over all labels, whatever window they are in.
 
-    Arguments are those of ``transformers.Trainer``. ``args`` needs ``train_sampling_strategy="sequential"``, and
-    ``per_device_train_batch_size`` and ``per_device_eval_batch_size`` as many as the data's lanes.
+    Args:
+        model: As for ``transformers.Trainer``.
+        args: With ``train_sampling_strategy="sequential"``, and ``per_device_train_batch_size`` and
+            ``per_device_eval_batch_size`` as many as the data's lanes.
+        data_collator: None: Transformers' ``default_data_collator``.
+        *others: As for ``transformers.Trainer``.
+        **options: As for ``transformers.Trainer``.
 
     Raises:
         ValueError: A setting that shuffles windows, spreads lanes over processes or replaces the loss; data that

@@ -33,11 +33,7 @@ def write(folder: Path, results: dict[str, Any]) -> list[Path]:
         with drawing(**{"font.size": 9}):
             save(make(results), path)
         written.append(path)
-    page = folder / "evidence.md"
-    if page.is_file():
-        page.write_text(renew(page.read_text(encoding="utf-8"), results), encoding="utf-8")
-        written.append(page)
-    return written
+    return written + pages.renew_file(folder / "evidence.md", lambda page: renew(page, results))
 
 
 def renew(page: str, results: dict[str, Any]) -> str:

@@ -87,8 +87,9 @@ def passkey(
         rounds: Sets of candidates for each length and depth, the same for all of them; at least 2.
         candidates: Keys of a round, and so its prompts; at least 2.
         seed: Of keys and filler.
-        chunk_size, batch_size: As in :func:`token_losses`. As many copies of the state as there are prompts times
-            candidates in a batch are in memory at once.
+        chunk_size: As in :func:`token_losses`.
+        batch_size: As there. As many copies of the state as there are prompts times candidates in a batch are in memory
+            at once.
         **haystack: ``filler``, ``needle``, ``question``, ``keys`` of :class:`Haystack`.
 
     Returns:

@@ -37,14 +37,6 @@ def params() -> dict[str, torch.Tensor]:
     return {name: any_values(shape, torch.bfloat16) for name, shape in jax_shapes(CONFIG).items()}
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Transformers directory in one weight file."""
-    path = tmp_path_factory.mktemp("formats") / "model"
-    RecurrentGemmaForCausalLM(CONFIG).save_pretrained(path)
-    return path
-
-
 def _expect_same(path: Path, params: dict[str, torch.Tensor]) -> None:
     checkpoint = open_checkpoint(path)
     assert checkpoint.tensors.keys() == params.keys()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.source_tree import imports, modules, syntax
-from tests.support import ROOT
+from tests.support import ROOT, code_blocks
 
 LONGEST = 350
 # Longer files, each with its reason.
@@ -87,6 +87,12 @@ def test_no_private_name_is_used_in_another_folder():
 def test_imports_point_one_way():
     wrong = [where for part, other, where in imported_parts() if part != "front" and other not in BENEATH[part]]
     assert wrong == []
+
+
+def test_the_drawing_in_the_design_is_what_is_imported():
+    (drawing,) = code_blocks((ROOT / "docs" / "design.md").read_text(encoding="utf-8"), "mermaid")
+    drawn = [tuple(line.split(" --> ")) for line in map(str.strip, drawing.splitlines()) if "-->" in line]
+    assert sorted(drawn) == sorted({(part, other) for part, other, _ in imported_parts()})
 
 
 def test_the_package_imports_nothing_from_beside_it():
