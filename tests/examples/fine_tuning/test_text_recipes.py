@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recurrent_gemma import demo_path
-from tests.support import ROOT, require, run_python
+from tests.support import ROOT, require, run_warm
 
 FOLDER = ROOT / "examples" / "fine_tuning"
 SHORT = {
@@ -64,7 +64,7 @@ def test_options_that_save_memory(texts: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SHORT)
 def test_the_help_names_every_option_of_the_docstring(name: str, tmp_path: Path) -> None:
     script = FOLDER / f"{name}.py"
-    shown = run_python("-W", "error", str(script), "--help", cwd=tmp_path).stdout
+    shown = run_warm("-W", "error", str(script), "--help", cwd=tmp_path).stdout
     docstring = script.read_text().split('"""')[1]
     options = {word.strip("`.,;") for word in docstring.split() if word.strip("`").startswith("--")}
     assert len(options) >= 8 and [option for option in options if option not in shown] == []
