@@ -8,6 +8,10 @@
 # Kaggle asks for an account, its license to be accepted once at https://www.kaggle.com/models/google/recurrentgemma,
 # and an API key: KAGGLE_USERNAME and KAGGLE_KEY, or ~/.kaggle/kaggle.json.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit
+fi
 variant=${1:?which release? 2b, 2b-it, 9b or 9b-it}
 release=${2:-}
 model=recurrentgemma-$variant

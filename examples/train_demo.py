@@ -287,7 +287,10 @@ def main(
     save_steps: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
     bf16: Annotated[bool, typer.Option(help="Train under bfloat16 autocast.")] = True,
 ) -> None:
-    """Make the demo checkpoint. A run that was stopped goes on where it was."""
+    """Make the demo checkpoint that the package ships: corpus, tokenizer, training, export, evaluation.
+
+    A run that was stopped goes on where it was.
+    """
     work.mkdir(parents=True, exist_ok=True)
     options = {
         "max_steps": max_steps,

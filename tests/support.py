@@ -1,15 +1,20 @@
 """Helpers shared by tests of several folders."""
 
+import atexit
+import functools
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +55,7 @@ def code_blocks(page: str, language: str) -> list[str]:
 
 
 def run_python(
-    *args: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 600
+    *args: str, cwd: Path, env: Mapping[str, str] | None = None, stdin: str = "", code: int = 0, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """A finished fresh interpreter that sees the installed packages and this checkout, but not the current directory.
 
@@ -58,20 +63,62 @@ def run_python(
         *args: Arguments of the interpreter, such as ``"-c", code``.
         cwd: Directory the process runs in; give one outside the checkout.
         env: Variables to set on top of this process's own.
+        stdin: What the process reads from its standard input.
+        code: The exit code that is expected, or the negative number of a signal.
         timeout: Seconds after which the process is ended and the test fails.
 
     Raises:
-        AssertionError: The process exits with another code than 0; the message carries its output.
+        AssertionError: The process ends with another ``code``; the message carries its output.
     """
+    return _finished([sys.executable, *args], cwd, env, stdin, code, timeout)
+
+
+def run_warm(
+    *args: str, cwd: Path, env: Mapping[str, str] | None = None, stdin: str = "", code: int = 0, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
+    """:func:`run_python` with torch and Transformers imported before, once for many processes.
+
+    Not for tests of import orders, of what is imported, or of variables that libraries read when they are imported.
+    """
+    return _finished([*warm_interpreter(), *args], cwd, env, stdin, code, timeout)
+
+
+@functools.cache
+def warm_interpreter() -> tuple[str, ...]:
+    """Command of an interpreter for :func:`run_warm`, with as many threads as this process has; valid until it ends."""
+    # A process that has looked for GPUs cannot hand them to its forks.
+    if not sys.platform.startswith("linux") or os.path.exists("/dev/nvidiactl"):
+        return (sys.executable,)
+    folder, program = tempfile.mkdtemp(), str(ROOT / "tests" / "nursery.py")
+    path = os.path.join(folder, "socket")
+    log = Path(folder, "stderr")
+    with log.open("w") as stderr:
+        server = subprocess.Popen(
+            [sys.executable, program, path],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    assert server.stdout is not None
+
+    @atexit.register
+    def _end() -> None:
+        server.communicate()
+        shutil.rmtree(folder)
+
+    assert server.stdout.readline() == "listening\n", log.read_text()
+    return (sys.executable, "-IS", program, path)
+
+
+def _finished(
+    command: list[str], cwd: Path, env: Mapping[str, str] | None, stdin: str, code: int, timeout: float
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
     done = subprocess.run(
-        [sys.executable, *args],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=timeout,
+        command, cwd=cwd, env=environment, input=stdin, capture_output=True, text=True, timeout=timeout
     )
-    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import field
 from benchmarks.__main__ import main
-from tests.support import require, run_python
+from tests.support import require, run_warm
 
 SPEED_CASES = {
     "prefill": ["--length", "40"],
@@ -148,5 +148,5 @@ def test_wrong_arguments_end_with_usage(arguments: list[str], capsys: pytest.Cap
 
 def test_the_package_runs_as_a_module(tmp_path: Path):
     arguments = ["memory", "--size", "tiny", "--tokens", "4", "--every", "2", "--threads", "1"]
-    done = run_python("-W", "error", "-m", "benchmarks", *arguments, cwd=tmp_path)
+    done = run_warm("-W", "error", "-m", "benchmarks", *arguments, cwd=tmp_path)
     assert "memory of generation: random weights, size tiny" in done.stdout

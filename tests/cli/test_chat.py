@@ -16,7 +16,7 @@ import recurrent_gemma
 from recurrent_gemma.cli import app, chat
 from recurrent_gemma.cli.errors import ExitCode
 from recurrent_gemma.modeling.cache import read_session_info
-from tests.support import ROOT, run_python
+from tests.support import ROOT, run_warm, warm_interpreter
 
 USER = ["Hello there", "Who are you?", "ok", "next one", "more", "and more"]
 OPTIONS = ["--greedy", "--max-new-tokens", "25"]
@@ -92,17 +92,9 @@ def test_it_reads_the_template_of_the_whole_conversation_and_every_token_once(
 
 def test_a_new_process_goes_on_as_if_there_had_been_one(chat_checkpoint: Path, tmp_path: Path):
     def process(turns: list[str], name: str) -> str:
-        command = [sys.executable, "-m", "recurrent_gemma", "chat", "--model", str(chat_checkpoint), *OPTIONS]
-        done = subprocess.run(
-            [*command, "--session", name],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            input="\n".join(turns),  # the last line has no end
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert (done.returncode, done.stderr) == (0, "")
+        command = ["-m", "recurrent_gemma", "chat", "--model", str(chat_checkpoint), *OPTIONS, "--session", name]
+        done = run_warm(*command, cwd=tmp_path, stdin="\n".join(turns))  # the last line has no end
+        assert done.stderr == ""
         return done.stdout
 
     whole = process(USER[:4], "whole")
@@ -174,9 +166,9 @@ def test_a_second_interrupt_ends_the_program_and_leaves_the_file(
 
 
 def test_ctrl_c_in_a_process_of_its_own(chat_checkpoint: Path, tokenizer: Any, tmp_path: Path):
-    command = [sys.executable, "-m", "recurrent_gemma", "chat", "--model", str(chat_checkpoint), "--session", "file"]
+    command = ["-m", "recurrent_gemma", "chat", "--model", str(chat_checkpoint), "--session", "file"]
     with subprocess.Popen(
-        [*command, "--greedy", "--max-new-tokens", "1000000"],
+        [*warm_interpreter(), *command, "--greedy", "--max-new-tokens", "1000000"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
@@ -202,7 +194,7 @@ def test_the_prompt_is_for_terminals(chat_checkpoint: Path, tmp_path: Path):
     pty = pytest.importorskip("pty", reason="terminals are made here as on POSIX")
     outer, inner = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "recurrent_gemma", "chat", "--model", str(chat_checkpoint), *OPTIONS],
+        [*warm_interpreter(), "-m", "recurrent_gemma", "chat", "--model", str(chat_checkpoint), *OPTIONS],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"},
         stdin=inner,
@@ -240,17 +232,8 @@ def test_the_models_own_tokens_that_end_a_text_are_not_kept(
 
 
 def test_the_demo_model_says_once_that_it_is_none_for_chat(tmp_path: Path):
-    command = ["chat", "--greedy", "--max-new-tokens", "4"]
-    done = subprocess.run(
-        [sys.executable, "-m", "recurrent_gemma", *command],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        input="Hello\nAnd you?\n",
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0
+    command = ["-m", "recurrent_gemma", "chat", "--greedy", "--max-new-tokens", "4"]
+    done = run_warm(*command, cwd=tmp_path, stdin="Hello\nAnd you?\n")
     assert done.stderr == "This model is not tuned for chat: it only continues the text.\n"
     assert done.stdout.strip()
 
@@ -319,5 +302,6 @@ def test_the_published_template_and_pieces():
     assert joined.count(tokenizer.bos_token_id) == 1
 
 
-def test_help_is_there(tmp_path: Path):
-    assert "/exit" in run_python("-m", "recurrent_gemma", "chat", "--help", cwd=tmp_path).stdout
+def test_help_is_there(capsys: pytest.CaptureFixture[str]):
+    assert app.run(["chat", "--help"]) == 0
+    assert "/exit" in capsys.readouterr().out

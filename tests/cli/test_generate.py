@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from transformers import AutoModelForCausalLM, pipeline, set_seed
 
 import recurrent_gemma
 from recurrent_gemma.cli import app, generate
-from tests.support import ROOT, run_python
+from tests.support import ROOT, run_warm, warm_interpreter
 
 PROMPT = "In the beginning, a "
 
@@ -129,13 +128,13 @@ def test_text_is_printed_before_the_next_token_is_computed(
 
 def test_stdout_holds_the_text_only_and_stderr_nothing(checkpoint: Path, tmp_path: Path):
     options = ["--model", str(checkpoint), "--seed", "3", "--max-new-tokens", "20"]
-    done = run_python("-m", "recurrent_gemma", "generate", PROMPT, *options, cwd=tmp_path)
+    done = run_warm("-m", "recurrent_gemma", "generate", PROMPT, *options, cwd=tmp_path)
     assert done.stdout == _piped(checkpoint, 3, max_new_tokens=20)
     assert done.stderr == ""
 
 
 def test_ends_quietly_when_its_reader_goes(checkpoint: Path, tmp_path: Path):
-    command = [sys.executable, "-m", "recurrent_gemma", "generate", PROMPT, "--model", str(checkpoint)]
+    command = [*warm_interpreter(), "-m", "recurrent_gemma", "generate", PROMPT, "--model", str(checkpoint)]
     with subprocess.Popen(
         [*command, "--max-new-tokens", "1000000", "--seed", "0", "--temperature", "3"],
         cwd=tmp_path,

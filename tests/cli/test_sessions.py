@@ -13,7 +13,7 @@ from recurrent_gemma.cli import app, generate
 from recurrent_gemma.cli.errors import ExitCode
 from recurrent_gemma.configuration.state_size import state_bytes
 from recurrent_gemma.modeling.cache import read_session_info
-from tests.support import run_python
+from tests.support import run_warm
 
 GREEDY = ["--greedy", "--max-new-tokens", "20"]
 
@@ -68,7 +68,7 @@ def test_a_new_process_goes_on(checkpoint: Path, tmp_path: Path, capsys: pytest.
     base = ["--model", str(checkpoint), *GREEDY]
     expected = [_run(capsys, *prompt, *base, "--session", str(tmp_path / "one"))[0] for prompt in (["In the"], [])]
     command = ["-m", "recurrent_gemma", "generate"]
-    done = [run_python(*command, *prompt, *base, "--session", "other", cwd=tmp_path) for prompt in (["In the"], [])]
+    done = [run_warm(*command, *prompt, *base, "--session", "other", cwd=tmp_path) for prompt in (["In the"], [])]
     assert [process.stdout for process in done] == expected
     assert [process.stderr for process in done] == ["", ""]
 

@@ -143,6 +143,8 @@ def test_torch_names_with_and_without_prefix(suffix: str, params: dict, tmp_path
     torch.save({"params": bare}, tmp_path / f"d{suffix}")
     for name in "abcd":
         _expect_same(tmp_path / f"{name}{suffix}", bare)
+        if suffix != ".pt" and name != "a":
+            continue  # all three suffixes are read by one class
         convert(tmp_path / f"{name}{suffix}", tmp_path / name, to="flax")
         _expect_same(tmp_path / name, params)
 

@@ -14,7 +14,7 @@ from recurrent_gemma.configuration.remote_code import names_shim
 from recurrent_gemma.conversion_scripts import convert
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 from recurrent_gemma.tokenization import RecurrentGemmaTokenizer
-from tests.support import run_python
+from tests.support import run_warm
 
 TEXT = "In the beginning God created the heaven and the earth."
 MODULE = "recurrent_gemma_shim.py"
@@ -25,7 +25,8 @@ import logging, sys, torch, transformers
 for name in ("torchao", "torch.utils._pytree"):  # what Transformers' import of torchao logs is not ours
     logging.getLogger(name).setLevel(logging.ERROR)
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
-directory = sys.argv[1]
+from transformers import dynamic_module_utils
+directory, *_, dynamic_module_utils.HF_MODULES_CACHE = sys.argv[1:]
 trusted = {"trust_remote_code": True}
 
 def tokenizer_of(directory, **options):
@@ -63,12 +64,9 @@ def _logits(directory: Path, **options: object) -> torch.Tensor:
 
 
 def _run(code: str, *arguments: Path, tmp_path: Path, quiet: bool = True) -> subprocess.CompletedProcess[str]:
-    """A fresh process after START that keeps its copies below ``tmp_path``; ``quiet``: it must not warn."""
-    done = run_python(
-        *("-W", "error", "-c", START + code, *map(str, arguments)),
-        cwd=tmp_path,
-        env={"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-    )
+    """A process after START that keeps its copies below ``tmp_path``; ``quiet``: it must not warn."""
+    arguments = (*arguments, tmp_path / "modules")
+    done = run_warm("-W", "error", "-c", START + code, *map(str, arguments), cwd=tmp_path)
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line and "it/s]" not in line]
     assert not quiet or lines == []
     return done

@@ -18,7 +18,7 @@ from recurrent_gemma.conversion_scripts import convert
 from recurrent_gemma.conversion_scripts.architecture import architecture_of_config
 from recurrent_gemma.conversion_scripts.checkpoints import open_checkpoint
 from tests.conversion_scripts.checkpoints import small_config
-from tests.support import ROOT, require, run_python
+from tests.support import require, run_warm, warm_interpreter
 
 CONFIG = small_config("recurrentgemma-2b")
 
@@ -147,7 +147,7 @@ try:
 except OSError as error:
     print("refused", error)
 """
-    done = run_python("-c", code, str(models[0]), str(target), kind, cwd=tmp_path)
+    done = run_warm("-c", code, str(models[0]), str(target), kind, cwd=tmp_path)
     assert done.stdout.startswith("refused ")
     assert list(tmp_path.iterdir()) == []
 
@@ -269,11 +269,10 @@ def test_a_killed_process_leaves_no_target_that_loads(kind: str, models: tuple[P
 def _nursery(source: Path, path: Path, kind: str) -> subprocess.Popen[str]:
     """A process that has imported everything and forks one conversion for every line it reads."""
     return subprocess.Popen(
-        [sys.executable, "-c", _NURSERY, str(source), str(path), kind],
+        [*warm_interpreter(), "-c", _NURSERY, str(source), str(path), kind],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=path.parent,
     )
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from recurrent_gemma.modeling.layers import LINEAR_LAYERS
-from tests.support import ROOT, code_blocks, require, run_python
+from tests.support import ROOT, code_blocks, require, run_warm
 
 PAGE = (ROOT / "docs" / "adapters_and_preferences.md").read_text()
 
@@ -12,7 +12,7 @@ def test_the_examples_run_one_after_the_other(tmp_path: Path):
     require("trl")
     code = code_blocks(PAGE, "python")
     assert len(code) == 3
-    run_python("-c", "\n".join(code), cwd=tmp_path)
+    run_warm("-c", "\n".join(code), cwd=tmp_path)
 
 
 def test_it_names_the_default_targets():

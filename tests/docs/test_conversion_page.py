@@ -14,7 +14,7 @@ from recurrent_gemma.cli import app
 from recurrent_gemma.configuration import PRESETS, RecurrentGemmaConfig
 from recurrent_gemma.conversion_scripts.architecture import OPEN_FIELDS as FIELDS
 from tests.release import OPEN_FIELDS, OPEN_OPTIONS, VARIANT, jax_release, torch_release
-from tests.support import ROOT, code_blocks, run_python
+from tests.support import ROOT, code_blocks, run_warm
 from tests.tolerances import LOGITS_VS_JAX, ROWS_EQUAL_SOLO_LOGITS
 
 PAGE = (ROOT / "docs" / "conversion.md").read_text()
@@ -59,7 +59,7 @@ def _run(code: str, directory: Path) -> None:
     options = ", ".join(f"{name}={value!r}" for name, value in OPEN_FIELDS.items())
     code, count = re.subn(r'\bpreset=(preset\b|"2b")', options, code)
     assert count == 1
-    run_python("-c", code, cwd=directory, env={"HF_HUB_DISABLE_PROGRESS_BARS": "1"})
+    run_warm("-c", code, cwd=directory)
 
 
 def test_the_commands_run(directory: Path):
@@ -125,7 +125,7 @@ frequencies, _ = Rotary.compute_default_rope_parameters(config)
 assert len(frequencies) == config.head_dim // 4, "this release rotates whole heads"
 assert "recurrent_gemma" not in sys.modules
 """
-    run_python("-c", code, cwd=directory)
+    run_warm("-c", code, cwd=directory)
     ours = _logits(directory / "model")
     as_it_is, one_more = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("as_it_is", "one_more"))
     torch.testing.assert_close(one_more, ours, atol=ROWS_EQUAL_SOLO_LOGITS, rtol=0)

@@ -12,7 +12,7 @@ from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.evaluation.context_tree import context_tree, tokens_to_read
 from recurrent_gemma.evaluation.rows import ROWS
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
-from tests.support import ROOT, code_blocks, require, run_python
+from tests.support import ROOT, code_blocks, require, run_warm
 
 PAGE = (ROOT / "docs" / "evaluation.md").read_text()
 DATA = ROOT / "tests" / "evaluation" / "local_data"
@@ -47,7 +47,7 @@ def test_python_examples_run(tmp_path: Path):
     save, *examples = code_blocks(PAGE, "python")
     assert len(examples) == 2
     for code in examples:
-        run_python("-c", code, cwd=tmp_path)
+        run_warm("-c", code, cwd=tmp_path)
     assert "| PIQA |" in (tmp_path / "report" / "report.md").read_text()
     # The data set itself is on a hub; that the function writes what --data-dir reads is seen on a local one.
     local = DATA / "google-research-datasets__nq_open" / "default"
@@ -56,9 +56,9 @@ import datasets
 local = {str(local)!r}
 datasets.load_dataset = lambda name, configuration, split: datasets.Dataset.from_json(f"{{local}}/{{split}}.jsonl")
 """
-    run_python("-c", f"{substitute}\n{save}", "saved", cwd=tmp_path)
+    run_warm("-c", f"{substitute}\n{save}", "saved", cwd=tmp_path)
     arguments = ["--tasks", "Natural Questions", "--data-dir", "saved", "--output", "again", "--limit", "1"]
-    run_python("-m", "recurrent_gemma", "eval", "--device", "cpu", *arguments, str(_demo()), cwd=tmp_path)
+    run_warm("-m", "recurrent_gemma", "eval", "--device", "cpu", *arguments, str(_demo()), cwd=tmp_path)
 
 
 def _demo() -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.long_context.command import COUNT, DEPTHS, ROUNDS, WINDOWS
 from benchmarks.long_context.measure import VARIANTS
-from tests.support import ROOT, code_blocks, require, run_python
+from tests.support import ROOT, code_blocks, require, run_warm
 
 require("matplotlib")
 from benchmarks.long_context import report  # noqa: E402
@@ -101,5 +101,5 @@ def test_reading_a_passkey_leaves_a_trace_that_fades():
 
 def test_the_python_example_runs(tmp_path: Path):
     example = code_blocks(PAGE.split("### Your own checkpoint")[1], "python")[0]
-    lines = run_python("-c", example, cwd=tmp_path).stdout.splitlines()
+    lines = run_warm("-c", example, cwd=tmp_path).stdout.splitlines()
     assert len(lines) > 5 and lines[-2].startswith("256 0 ") and lines[-1].startswith("256 1 ")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache.recording import DEFAULT_LIMIT
-from tests.support import ROOT, code_blocks, run_python
+from tests.support import ROOT, code_blocks, run_warm
 
 PAGE = (ROOT / "docs" / "generation.md").read_text()
 
@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs" / "generation.md").read_text()
 def test_the_examples_run_one_after_the_other(tmp_path: Path):
     code = code_blocks(PAGE, "python")
     assert len(code) == 4
-    run_python("-c", "\n".join(code), cwd=tmp_path)
+    run_warm("-c", "\n".join(code), cwd=tmp_path)
 
 
 def test_what_a_recorded_column_takes():

@@ -11,7 +11,7 @@ from benchmarks.prefix_trace import StatesOnly
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.configuration.state_size import state_bytes
 from recurrent_gemma.modeling import PrefixCache
-from tests.support import ROOT, code_blocks, run_python
+from tests.support import ROOT, code_blocks, run_warm
 
 PAGE = (ROOT / "docs" / "prefix_cache.md").read_text()
 
@@ -19,7 +19,7 @@ PAGE = (ROOT / "docs" / "prefix_cache.md").read_text()
 def test_the_examples_run_one_after_the_other(tmp_path: Path):
     code = code_blocks(PAGE, "python")
     assert len(code) == 2
-    printed = run_python("-c", "\n".join([*code, "assert prefixes.statistics.hits == 3"]), cwd=tmp_path).stdout
+    printed = run_warm("-c", "\n".join([*code, "assert prefixes.statistics.hits == 3"]), cwd=tmp_path).stdout
     assert "hits=2" in printed
 
 

@@ -14,7 +14,7 @@ from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 from recurrent_gemma.modeling.layers import LINEAR_LAYERS
 from tests.held_out import held_out_chapters, perplexity
-from tests.support import ROOT, code_blocks, require, run_python
+from tests.support import ROOT, code_blocks, require, run_warm
 
 require("torchao")
 from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig  # noqa: E402
@@ -59,7 +59,7 @@ def test_the_examples_run_one_after_the_other(tmp_path: Path):
     require("peft")
     code = code_blocks(PAGE, "python")
     assert len(code) == 3
-    run_python("-c", "\n".join(code), cwd=tmp_path)
+    run_warm("-c", "\n".join(code), cwd=tmp_path)
 
 
 def test_every_row_is_checked():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from benchmarks.suite.page import TITLES, duration
 from benchmarks.suite.results import figures
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.configuration.state_size import kv_cache_bytes, state_bytes
-from tests.support import ROOT, code_blocks, require, run_python
+from tests.support import ROOT, code_blocks, require, run_warm, warm_interpreter
 
 README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -32,13 +33,13 @@ def test_examples_were_found():
 
 @pytest.mark.parametrize("code", PYTHON, ids=[str(i) for i in range(len(PYTHON))])
 def test_python_example_runs(code: str, tmp_path: Path):
-    run_python("-c", code, cwd=tmp_path)
+    run_warm("-c", code, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("line", OURS)
 def test_command_runs(line: str, tmp_path: Path):
     # The installed script itself is run by .ci/run; here the package may lie on the path only.
-    shell = f'recurrent-gemma() {{ python -m recurrent_gemma "$@"; }}; {line}'
+    shell = f'recurrent-gemma() {{ {shlex.join(warm_interpreter())} -m recurrent_gemma "$@"; }}; {line}'
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -85,7 +86,7 @@ def test_memory_table(preset: str):
 def test_picture_and_what_is_said_of_it(tmp_path: Path):
     require("matplotlib")
     drawn = tmp_path / "state_size.svg"
-    run_python("-W", "error", "-m", "benchmarks.state_size_plot", "--output", str(drawn), cwd=tmp_path)
+    run_warm("-W", "error", "-m", "benchmarks.state_size_plot", "--output", str(drawn), cwd=tmp_path)
     assert drawn.read_text().rstrip().endswith("</svg>")
     config = RecurrentGemmaConfig.from_preset("recurrentgemma-2b", dtype=torch.bfloat16)
     text = PICTURES["docs/images/state_size.svg"]

@@ -9,7 +9,7 @@ import torch
 from recurrent_gemma.cli import app
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.configuration.state_size import state_bytes
-from tests.support import ROOT, code_blocks, run_python
+from tests.support import ROOT, code_blocks, run_warm
 
 PAGE = (ROOT / "docs" / "sessions.md").read_text()
 
@@ -24,7 +24,7 @@ def test_sizes(preset: str):
 
 def test_python_example_runs(tmp_path: Path):
     (code,) = code_blocks(PAGE, "python")
-    run_python("-c", code + "assert ids.shape[0] == 3\nassert drafts.batch_size == 3", cwd=tmp_path)
+    run_warm("-c", code + "assert ids.shape[0] == 3\nassert drafts.batch_size == 3", cwd=tmp_path)
     assert app.run(["session", "info", str(tmp_path / "text.session")]) == 0
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.support import ROOT, code_blocks, run_python
+from tests.support import ROOT, code_blocks, run_warm
 from tests.tolerances import ROWS_EQUAL_SOLO_GRADIENTS, ROWS_EQUAL_SOLO_LOGITS
 
 PAGE = (ROOT / "docs" / "training.md").read_text()
@@ -11,7 +11,7 @@ PAGE = (ROOT / "docs" / "training.md").read_text()
 def test_the_examples_run_one_after_the_other(tmp_path: Path):
     code = code_blocks(PAGE, "python")
     assert len(code) == 3
-    run_python("-c", "\n".join([*code, "assert all(x.isfinite() for x in (loss, first, third))"]), cwd=tmp_path)
+    run_warm("-c", "\n".join([*code, "assert all(x.isfinite() for x in (loss, first, third))"]), cwd=tmp_path)
     assert (tmp_path / "long_documents" / "checkpoint-2" / "carried_state.safetensors").is_file()
 
 

@@ -1,16 +1,12 @@
 """A run of lm-eval over local data: its report, its answers kept for a run that goes on, and whose answers they are."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 import recurrent_gemma
@@ -18,7 +14,7 @@ from recurrent_gemma.evaluation import run
 from recurrent_gemma.evaluation.identity import checkpoint_digest
 from recurrent_gemma.evaluation.rows import ROWS, find_row
 from recurrent_gemma.evaluation.run import LoadedModel, OptionError, evaluate, load_model, units_of
-from tests.support import ROOT, require
+from tests.support import require, run_warm
 
 require("lm_eval")
 
@@ -32,11 +28,9 @@ TASKS = ["HellaSwag", "Natural Questions"]
 KILLED = """
 import os, signal, sys
 from lm_eval.api.model import CacheHook
-import torch
 import recurrent_gemma
 from recurrent_gemma.evaluation.run import evaluate, load_model
 
-torch.set_num_threads(int(sys.argv[5]))
 answers, add = 0, CacheHook.add_partial
 
 def add_and_die(self, *args):
@@ -114,16 +108,8 @@ def test_a_killed_run_goes_on_to_the_same_report(
 ):
     options: dict[str, Any] = {"tasks": TASKS, "data_dir": DATA, "batch_size": 2}
     total = 20
-    threads = torch.get_num_threads()
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *map(str, (tmp_path / "killed", answers, ",".join(TASKS), DATA, threads))],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    arguments = map(str, (tmp_path / "killed", answers, ",".join(TASKS), DATA))
+    run_warm("-c", KILLED, *arguments, cwd=tmp_path, code=-signal.SIGKILL)
     evaluate(demo, output=tmp_path / "killed", **options)
     # Answers that were generated together are generated together again.
     assert total - answers <= len(answered) <= total - answers + 1

@@ -1,6 +1,7 @@
 """The recipe for Google's releases runs to the letter, on a small release in place of the one on Kaggle."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recurrent_gemma.conversion_scripts.checkpoints import open_checkpoint
 from tests.release import OPEN_FIELDS, OPEN_OPTIONS, VARIANT, jax_release
-from tests.support import ROOT, require
+from tests.support import ROOT, require, warm_interpreter
 
 SCRIPT = ROOT / "examples" / "convert_release.sh"
 
-# What the script finds as `recurrent-gemma`. A small model is no preset's: what the preset says is said in its place.
-COMMAND = f"""\
-#!{sys.executable}
+# What runs for `recurrent-gemma`. A small model is no preset's: what the preset says is said in its place.
+COMMAND = f"""
 import sys
 from recurrent_gemma.cli.app import run
 arguments = sys.argv[1:]
@@ -44,9 +44,10 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(*arguments: str, release: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     modules, commands = cwd / "modules", cwd / "commands"
     for directory in (modules, commands):
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
     (modules / "kagglehub.py").write_text(KAGGLEHUB.format(release=str(release)))
-    (commands / "recurrent-gemma").write_text(COMMAND)
+    command = shlex.join([*warm_interpreter(), "-c", COMMAND])
+    (commands / "recurrent-gemma").write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     (commands / "recurrent-gemma").chmod(0o755)
     return subprocess.run(
         ["bash", str(SCRIPT), *arguments],
@@ -63,7 +64,6 @@ def _run(*arguments: str, release: Path, cwd: Path) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.slow
 def test_from_kaggle_and_back(release: Path, tmp_path: Path):
     done = _run(VARIANT, release=release, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -91,6 +91,16 @@ def test_a_release_that_is_there_already_is_not_downloaded(release: Path, tmp_pa
     done = _run(VARIANT, str(release), release=Path("nowhere"), cwd=tmp_path)
     assert done.returncode == 7
     assert "exists" in done.stderr
+
+
+def test_the_help_is_the_scripts_own_first_lines(tmp_path: Path):
+    comment = [line for line in SCRIPT.read_text().splitlines() if line.startswith("#")]
+    for option in ("--help", "-h"):
+        done = _run(option, release=tmp_path, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        shown = done.stdout.splitlines()
+        assert shown[0].startswith("Google's release of RecurrentGemma") and len(shown) >= 8
+        assert shown == [line.removeprefix("#").removeprefix(" ") for line in comment[1 : len(shown) + 1]]
 
 
 def test_a_variant_is_needed(tmp_path: Path):

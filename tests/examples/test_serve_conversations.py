@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recurrent_gemma import demo_path
-from tests.support import ROOT, run_python
+from tests.support import ROOT, run_warm
 
 
 def test_conversations_at_once_are_those_of_one_pass_over_each(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,5 +37,5 @@ def test_a_failure_reaches_the_caller_and_no_reader_waits() -> None:
 
 def test_the_script_runs(tmp_path: Path) -> None:
     script = ROOT / "examples" / "serve_conversations.py"
-    done = run_python("-W", "error", str(script), "--max-new-tokens", "3", cwd=tmp_path)
+    done = run_warm("-W", "error", str(script), "--max-new-tokens", "3", cwd=tmp_path)
     assert done.stdout.count("->") == sum(map(len, serve_conversations.CONVERSATIONS))

@@ -202,3 +202,12 @@ def test_training_stops_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.
     assert "is_local" not in json.loads((tmp_path / "demo" / "tokenizer_config.json").read_text())
     documents = train_demo.encode(tokenizer, train_demo.read_documents(tmp_path / "demo" / "heldout.txt"))
     assert 1 < train_demo.perplexity(model.float(), documents[:1]) < math.exp(10)
+
+    # Named steps from the front; what would take minutes is short.
+    sample = train_demo.sample
+    monkeypatch.setattr(train_demo, "sample", lambda *arguments: sample(*arguments[:-1], 2))
+    train_demo.main([train_demo.Step.export, train_demo.Step.evaluate], work=tmp_path, output=tmp_path / "again")
+    found = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert found["training"]["tokens_seen"] == 3 * 256 and len(found["samples"]) == len(train_demo.PROMPTS)
+    assert found["heldout_perplexity"] == pytest.approx(train_demo.perplexity(model, documents), rel=1e-4)
+    assert (tmp_path / "again" / "README.md").read_text().startswith("---")

@@ -1,9 +1,6 @@
 """A run that was killed goes on, in a new process, as if nothing had happened."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,16 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerState
 
-from tests.support import ROOT, run_python
+from tests.support import ROOT, run_warm
 from tests.training import resumed_run
 from tests.training.trainers import losses
 
 SCRIPT = str(ROOT / "tests" / "training" / "resumed_run.py")
-
-
-def environment() -> dict[str, str]:
-    """As many threads as this process has: their number decides the order of sums."""
-    return {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
 def steps(folder: Path) -> dict[int, tuple[float, float, float]]:
@@ -35,14 +27,11 @@ def steps(folder: Path) -> dict[int, tuple[float, float, float]]:
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     whole = resumed_run.run(tmp_path / "whole")
     folder = tmp_path / "killed"
-    command = [sys.executable, SCRIPT, str(folder), "--kill-at", "6"]
-    killed = subprocess.run(
-        command, env={**os.environ, **environment()}, cwd=tmp_path, capture_output=True, timeout=600
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # Warm interpreters have as many threads as this process: their number decides the order of sums.
+    run_warm(SCRIPT, str(folder), "--kill-at", "6", cwd=tmp_path, code=-signal.SIGKILL)
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
-    run_python(SCRIPT, str(folder), "--resume", cwd=tmp_path, env=environment())
+    run_warm(SCRIPT, str(folder), "--resume", cwd=tmp_path)
     ours, expected = (steps(path / "checkpoint-10") for path in (folder, tmp_path / "whole"))
     assert list(ours) == list(range(1, 11))
     assert ours == expected

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from recurrent_gemma.modeling import RecurrentGemmaCache
 from recurrent_gemma.modeling.cache import SessionFileError, file, read_session_info
 from recurrent_gemma.modeling.cache.file import FORMAT, config_fields, write_atomically
 from tests.modeling.models import CONFIGS, tiny_config, tiny_model
+from tests.support import run_warm, warm_interpreter
 from tests.tolerances import SPLIT_EQUALS_WHOLE_LOGITS, assert_close
 
 every_config = pytest.mark.parametrize("name", list(CONFIGS))
@@ -213,7 +212,7 @@ with torch.no_grad():
     logits = model(torch.tensor({more.tolist()}), past_key_values=cache).logits
 torch.save(logits, {str(tmp_path / "logits.pt")!r})
 """
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    run_warm("-c", program, cwd=tmp_path)
     logits = torch.load(tmp_path / "logits.pt")
     assert_close(logits, expected, SPLIT_EQUALS_WHOLE_LOGITS, "another process")
 
@@ -242,8 +241,8 @@ for line in sys.stdin:
 def test_a_killed_process_leaves_a_whole_file(tmp_path):
     """SIGKILL at random moments of saving over and over: the file is always one that was saved as a whole."""
     path, seen = tmp_path / "state", set()
-    command = [sys.executable, "-c", _WRITER, str(path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path.cwd()}
+    command = [*warm_interpreter(), "-c", _WRITER, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         for attempt, delay in enumerate(torch.rand(40).mul(0.1).tolist()):
             process.stdin.write(f"{1000 * attempt + 1}\n")

@@ -43,9 +43,9 @@ def read(model, ids, cache, cuts, mask=None):
     return torch.cat(pieces, dim=1)
 
 
+# When buffers are made does not depend on the model: either way with each config and with each dtype.
 @every_config
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize(("dtype", "early"), [(torch.float32, True), (torch.bfloat16, False)])
 def test_any_split_equals_one_pass_in_the_same_buffers(name, dtype, early):
     model, length = build(name).to(dtype), 4 * WINDOW
     ids = draw_ids(2, length)

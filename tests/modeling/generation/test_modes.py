@@ -140,8 +140,11 @@ def scattered(rows, columns, side):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("side", ["left", "right", "anywhere"])
-@every_shape
+# Pads anywhere are on either side and between tokens: with every shape. Those on one side with the shipped pattern; on
+# the left, test_rows_of_a_padded_batch_equal_their_solo_runs has the others.
+@pytest.mark.parametrize(
+    ("shape", "side"), [(shape, "anywhere") for shape in SHAPES] + [("shipped pattern", s) for s in ("left", "right")]
+)
 def test_pads_on_any_side_leave_each_row_as_it_is_alone(shape, side):
     model, rows = build(shape), [torch.randint(3, 97, (1, n)) for n in (PROMPT, 1, 5)]
     batch = scattered(rows, PROMPT + 2, side)
@@ -183,14 +186,23 @@ def test_a_row_without_a_token_where_the_first_new_one_comes_from_is_refused():
     continuation(model, batch, prefill_chunk_size=20)
 
 
+IN_BF16 = {
+    "default": {},
+    "static": {"cache_implementation": "static"},
+    "in chunks": {"prefill_chunk_size": 5},
+    "drafts": {"prompt_lookup_num_tokens": 3},
+}
+
+
+# Whether the ways are right is seen in fp32; here the rounding of each, with a window that moves and one that does not.
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"cache_implementation": "static"}, {"prefill_chunk_size": 5}, {"prompt_lookup_num_tokens": 3}],
-    ids=["default", "static", "in chunks", "drafts"],
+    ("way", "shape"),
+    [("default", shape) for shape in SHAPES]
+    + [(way, shape) for way in list(IN_BF16)[1:] for shape in ("shipped pattern", "window as long as the sequence")],
 )
-@every_shape
-def test_in_bf16_the_logits_are_those_of_an_uncached_pass(shape, options):
+def test_in_bf16_the_logits_are_those_of_an_uncached_pass(way, shape):
     """Near ties fall either way in bf16, so logits are compared along the tokens that were chosen."""
+    options = IN_BF16[way]
     model = build(shape).to(torch.bfloat16)
     inputs = prompts(PROMPT) if "prompt_lookup_num_tokens" in options else prompts(PROMPT, 3)
     wanted = {"output_logits": True, "return_dict_in_generate": True, "do_sample": False, "eos_token_id": None}

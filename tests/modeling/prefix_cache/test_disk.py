@@ -10,7 +10,7 @@ import torch
 from recurrent_gemma.modeling import PrefixCache
 from tests.modeling.models import tiny_config, tiny_model
 from tests.modeling.prefix_cache.trees import check
-from tests.support import run_python
+from tests.support import run_warm
 
 # A snapshot and its window, and no second one.
 ONE = 3_900
@@ -85,7 +85,7 @@ assert prefixes.match(ids) == 30
 print(prefixes.generate(model, ids, **{GREEDY!r}).tolist())
 assert prefixes.statistics.disk_hits == 1
 """
-    assert run_python("-c", code, cwd=tmp_path).stdout.strip() == str(cold(model, more).tolist())
+    assert run_warm("-c", code, cwd=tmp_path).stdout.strip() == str(cold(model, more).tolist())
 
 
 def test_files_stay_within_their_bound_and_the_one_used_longest_ago_goes(tmp_path):
