@@ -255,6 +255,16 @@ def test_embeddings_given_directly():
     assert (logits_of(ours, None, inputs_embeds=embeds) - theirs).abs().max() > WRONG
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_closer_to_fp32_than_in_transformers_class(models, dtype):
+    ids, errors = torch.randint(3, 97, (4, 60)), {}
+    for model in models:
+        half = model.to(dtype)
+        found = logits_of(half, ids).float()
+        errors[is_ours(model)] = (found - logits_of(half.float(), ids)).square().mean().sqrt()
+    assert errors[True] < errors[False] / 2
+
+
 def test_what_was_right(models):
     row = draw_ids(12)
     ids, mask = (torch.cat((x, torch.zeros(1, 5).long()), dim=1) for x in (row, torch.ones_like(row)))
@@ -305,4 +315,8 @@ def test_every_row_names_a_test_of_here_or_elsewhere():
     here = {name for name, path in rows if path.endswith("tests/docs/test_migration_page.py")}
     own = {name for name in globals() if name.startswith("test_")}
     about_the_page = {"test_the_examples_run", "test_every_row_names_a_test_of_here_or_elsewhere"}
-    assert own - here - about_the_page == {"test_the_numbers_of_transformers_class", "test_what_was_right"}
+    assert own - here - about_the_page == {
+        "test_half_precision_is_closer_to_fp32_than_in_transformers_class",
+        "test_the_numbers_of_transformers_class",
+        "test_what_was_right",
+    }
