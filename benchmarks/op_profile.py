@@ -69,7 +69,7 @@ def profile(size: Size, *, length: int, tokens: int, device: str = "cpu", dtype:
 def _profiled(work: Callable[[], object], model: nn.Module, device: str) -> Part:
     work()  # warms up
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device != "cpu" else [])
-    with _scopes(model), torch.profiler.profile(activities=activities) as profiler:
+    with profiler_scopes(model), torch.profiler.profile(activities=activities) as profiler:
         synchronize()
         begin = time.perf_counter()
         work()
@@ -77,18 +77,18 @@ def _profiled(work: Callable[[], object], model: nn.Module, device: str) -> Part
         seconds = time.perf_counter() - begin
     events = profiler.events()
     assert events is not None
-    forward = {e.sequence_nr: e for e in events if e.sequence_nr >= 0 and _backward_root(e) is None}
+    forward = {e.sequence_nr: e for e in events if e.sequence_nr >= 0 and backward_root(e) is None}
     by_kind: dict[str, float] = defaultdict(float)
     for event in events:
         taken = event.self_cpu_time_total if device == "cpu" else event.self_device_time_total
-        by_kind[_kind(event, forward)] += 1e-6 * taken
+        by_kind[kind_of(event, forward)] += 1e-6 * taken
     # Whatever passes between ops: Python, and the dispatch of the next one.
     by_kind[REST] += max(0.0, seconds - sum(by_kind.values()))
     return Part(seconds, {kind: by_kind[kind] for kind in KINDS})
 
 
 @contextmanager
-def _scopes(model: Any) -> Iterator[None]:
+def profiler_scopes(model: Any) -> Iterator[None]:
     """Within it, ops inside certain modules are seen by the profiler below an event that names their kind."""
     scopes = [(module, kind) for module in model.modules() for cls, kind in _SCOPES if isinstance(module, cls)]
     scopes.append((model.get_input_embeddings(), HEAD))
@@ -115,12 +115,12 @@ def _scopes(model: Any) -> Iterator[None]:
             handle.remove()
 
 
-def _kind(event: Any, forward: dict[int, Any]) -> str:
+def kind_of(event: Any, forward: dict[int, Any]) -> str:
     ancestors = list(_ancestors(event))
     names = [ancestor.name for ancestor in ancestors]
     if any(name.startswith("Optimizer.") for name in names):
         return OPTIMIZER
-    root = _backward_root(event)
+    root = backward_root(event)
     if root is not None and root.sequence_nr in forward:
         # An op of the backward belongs where the op belongs that it is the derivative of.
         names += [ancestor.name for ancestor in _ancestors(forward[root.sequence_nr])]
@@ -142,6 +142,6 @@ def _ancestors(event: Any) -> Iterator[Any]:
         event = event.cpu_parent
 
 
-def _backward_root(event: Any) -> Any:
+def backward_root(event: Any) -> Any:
     """The event of the backward's node that this one is below, None in the forward."""
     return next((e for e in _ancestors(event) if e.name.startswith("autograd::engine::evaluate_function")), None)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 _BLOCK = re.compile(r"<!-- table (?P<name>\S+) -->\n(.*?)<!-- end -->", flags=re.DOTALL)
 
@@ -14,6 +15,14 @@ def renew(page: str, table: Callable[[str], str | None]) -> str:
         return block[0] if made is None else f"<!-- table {block['name']} -->\n{made}\n<!-- end -->"
 
     return _BLOCK.sub(fill, page)
+
+
+def renew_file(path: Path, renewed: Callable[[str], str]) -> list[Path]:
+    """Replace a page by what ``renewed`` makes of it; the files written, which are none where there is no page."""
+    if not path.is_file():
+        return []
+    path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return [path]
 
 
 def with_blocks(page: str, names: Iterable[str]) -> str:

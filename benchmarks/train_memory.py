@@ -11,7 +11,7 @@ from benchmarks.models import SIZES, Model, build_in_tree, build_ours, random_id
 from benchmarks.peers.transformers_model import loss_of
 from benchmarks.resident import in_its_own_process, watch
 
-_BUILDERS = {"ours": build_ours, "in-tree": build_in_tree}
+BUILDERS = {"ours": build_ours, "in-tree": build_in_tree}
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def _measured(implementation: str, size: str, length: int, device: str, dtype: s
     return StepMemory(implementation, length, loss, peak)
 
 
-def _child(implementation: str, size: str, length: str, device: str, dtype: str) -> None:
+def measure_in_this_process(implementation: str, size: str, length: str, device: str, dtype: str) -> None:
     name, *checkpointed = implementation.split(", ")
     with torch.device(device):
-        model = _BUILDERS[name](SIZES[size]).to(dtype=getattr(torch, dtype)).train()
+        model = BUILDERS[name](SIZES[size]).to(dtype=getattr(torch, dtype)).train()
     if checkpointed:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ids = random_ids(SIZES[size], int(length), device=device)
@@ -104,4 +104,4 @@ def _step(model: Model, ids: torch.Tensor) -> float:
 
 
 if __name__ == "__main__":
-    _child(*sys.argv[1:])
+    measure_in_this_process(*sys.argv[1:])

@@ -43,9 +43,9 @@ class RecurrentGemmaConfig(PreTrainedConfig):
     """Configuration of a Griffin-family model (RecurrentGemma, Griffin, Hawk).
 
     Field names and defaults are those of Transformers' own class, so published ``config.json`` files load unchanged.
-    Source of the architecture: arXiv 2402.19427 and PyPI ``recurrentgemma`` 1.0.1 (``GriffinConfig``).
+    Source: arXiv 2402.19427 and PyPI ``recurrentgemma`` 1.0.1 (``GriffinConfig``). Each field is an argument.
 
-    Args:
+    Attributes:
         num_hidden_layers: Number of residual blocks.
         vocab_size: Number of token embeddings.
         hidden_size: Width D of the residual stream.
@@ -57,7 +57,9 @@ class RecurrentGemmaConfig(PreTrainedConfig):
         logits_soft_cap: Logits become ``cap * tanh(logits / cap)``; ``None`` or 0 turns it off.
         rms_norm_eps: Added to the mean square in RMSNorm.
         use_cache: Whether ``forward`` returns a cache by default.
-        pad_token_id, eos_token_id, bos_token_id: Special tokens.
+        pad_token_id: Token of columns that hold none; ``None`` where there is none, as for the two below.
+        eos_token_id: Token that ends a text.
+        bos_token_id: Token that every text begins with.
         hidden_activation: Activation of the MLP's gate and of the recurrent block's gate branch.
         rope_parameters: ``{"rope_theta", "partial_rotary_factor", "rope_type"}``; the family knows no
             ``rope_type`` but ``"default"``. Default: theta 10,000 on the first half of each head.

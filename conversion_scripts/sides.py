@@ -19,7 +19,8 @@ from recurrent_gemma.conversion_scripts.checkpoints.orbax import array_of, tenso
 from recurrent_gemma.conversion_scripts.parameter_map import BlockType
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 from recurrent_gemma.modeling.inputs import derive_sequence_inputs
-from recurrent_gemma.modeling.layers import LayerContext, Sealed, rotary_angles
+from recurrent_gemma.modeling.layer_interface import LayerContext, Sealed
+from recurrent_gemma.modeling.layers import rotary_angles
 
 Weights = dict[str, Tensor]
 

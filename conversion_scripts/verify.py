@@ -121,9 +121,13 @@ def verify(
     as that of one low bit, stays unseen.
 
     Args:
-        source, target: The checkpoints.
-        preset, attention_window_size, embeddings_scale_by_sqrt_dim, logits_soft_cap: As in ``convert``, for what
-            DeepMind's checkpoints do not say. Default: what the other one's config.json says.
+        source: One checkpoint.
+        target: The other.
+        preset: As in ``convert``, for what DeepMind's checkpoints do not say, and so are the three below. Default: what
+            the other one's config.json says.
+        attention_window_size: W.
+        embeddings_scale_by_sqrt_dim: Whether embeddings are scaled.
+        logits_soft_cap: Cap of the logits; 0 for none.
         on_progress: Called with the phase (``"verify"``, then maybe ``"verify in fp64"``), the name of a tensor that is
             done, its bytes, and the bytes of both checkpoints.
 

@@ -125,7 +125,7 @@ def evaluate(
     """
     require_lm_eval()
     require_matplotlib()
-    card_model = card_model or _card_model_of(loaded.name)
+    card_model = card_model or card_model_of(loaded.name)
     _expect_one_of("card_model", card_model, CARD_MODELS)
     chat_template = card_model == "2b-it" if chat_template is None else chat_template
     if chat_template and loaded.tokenizer.chat_template is None:
@@ -211,7 +211,7 @@ def _row_or_name(name: str) -> _Unit:
         return name
 
 
-def _card_model_of(name: str) -> str:
+def card_model_of(name: str) -> str:
     words = name.lower().replace("_", "-").split("-")
     return "2b-it" if "it" in words else "2b"
 

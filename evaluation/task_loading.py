@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from recurrent_gemma.evaluation import task_functions
 from recurrent_gemma.evaluation.classifier import Classifier
 from recurrent_gemma.evaluation.code_eval import CodeEval, supplied_code_eval
+from recurrent_gemma.evaluation.requirements import require_lm_eval
 from recurrent_gemma.evaluation.rows import GROUPS, ROWS
 
 TASKS = Path(__file__).with_name("tasks").resolve()
@@ -21,7 +22,6 @@ agieval arc bbh/cot_fewshot bbq commonsense_qa crows_pairs gsm8k hellaswag human
 nq_open openbookqa piqa realtoxicityprompts siqa super_glue/boolq toxigen triviaqa truthfulqa winogender winogrande
 """.split()
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
-_INSTALL = 'pip install "recurrent-gemma[eval]"'
 
 
 class LoadedTasks(TypedDict):
@@ -109,10 +109,8 @@ _NEEDS_CLASSIFIER = "is scored by a classifier: pass classifier=, a LocalClassif
 
 def _task_manager(names: Sequence[str]) -> Any:
     """lm-eval's task manager with our tasks; over all of lm-eval's where other names than ours are asked for."""
-    try:
-        lm_eval_tasks = importlib.import_module("lm_eval.tasks")
-    except ModuleNotFoundError as error:
-        raise ImportError(f"evaluation: needs {error.name}, which is not installed: {_INSTALL}") from error
+    require_lm_eval()
+    lm_eval_tasks = importlib.import_module("lm_eval.tasks")
     ours = {*GROUPS.values(), *(row.task for row in ROWS)}
     if ours.issuperset(names):
         folder = Path(str(lm_eval_tasks.__file__)).parent

@@ -8,8 +8,9 @@ from recurrent_gemma.modeling.heads import (
     RecurrentGemmaForSequenceClassification,
     RecurrentGemmaForTokenClassification,
 )
-from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
+from recurrent_gemma.modeling.model import RecurrentGemmaModel
 from recurrent_gemma.modeling.prefix_cache import PrefixCache
+from recurrent_gemma.modeling.pretrained import RecurrentGemmaPreTrainedModel
 
 __all__ = [
     "PrefixCache",

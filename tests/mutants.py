@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recurrent_gemma import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 from recurrent_gemma.modeling import inputs, layers, model
+from recurrent_gemma.modeling.layer_interface import Sealed
 from recurrent_gemma.modeling.ops.rg_lru import chunked, gates
 from tests.parity import checks, rows
 from tests.parity.cases import CASES, Case
@@ -210,12 +211,8 @@ def multiplier_at_a_start_not_one(patch: pytest.MonkeyPatch) -> None:
 @_killed_by(checks.check_packed, "hawk_paper")
 def decay_at_a_start_not_zero(patch: pytest.MonkeyPatch) -> None:
     # The state of the document before stays, while the multiplier at the start is still 1.
-    def wrapper(op, x, input_gate, recurrence_gate, a_param, h0=None, *, starts, valid, **kwargs):
-        a = _decay(recurrence_gate, a_param)
-        x = torch.where(starts[..., None], x / (1 - a * a).sqrt(), x)
-        return op(x, input_gate, recurrence_gate, a_param, h0, starts=None, valid=valid)
-
-    _wrap(patch, layers, "rg_lru", wrapper)
+    _force(patch, "rg_lru", starts=None)
+    _rescale_input(patch, lambda a, start: torch.where(start, 1 / (1 - a * a).sqrt(), 1.0))
 
 
 @_killed_by(checks.check_packed, "hawk_paper")
@@ -278,10 +275,8 @@ def gate_weights_transposed(patch: pytest.MonkeyPatch) -> None:
 
 @_killed_by(checks.check_prefill)
 def norm_without_the_one(patch: pytest.MonkeyPatch) -> None:
-    def forward(self, x):
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-    patch.setattr(layers.RecurrentGemmaRMSNorm, "forward", forward)
+    patch.setattr(layers.RecurrentGemmaRMSNorm, "forward",
+                  lambda self, x: F.rms_norm(x, self.weight.shape, self.weight, self.eps))  # fmt: skip
 
 
 @_killed_by(checks.check_prefill)
@@ -289,16 +284,19 @@ def embedding_scale_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layers.RecurrentGemmaScaledEmbedding, "forward", torch.nn.Embedding.forward)
 
 
-@_killed_by(checks.check_prefill, "griffin_paper")
-def embedding_scale_on_in_paper_models(patch: pytest.MonkeyPatch) -> None:
+def _scale_by_the_root(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(layers.RecurrentGemmaScaledEmbedding, "forward",
                   lambda self, ids: torch.nn.Embedding.forward(self, ids) * self.embedding_dim**0.5)  # fmt: skip
+
+
+@_killed_by(checks.check_prefill, "griffin_paper")
+def embedding_scale_on_in_paper_models(patch: pytest.MonkeyPatch) -> None:
+    _scale_by_the_root(patch)
 
 
 @_killed_by(checks.check_hidden_states)
 def embedding_scale_not_rounded_to_bf16(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(layers.RecurrentGemmaScaledEmbedding, "forward",
-                  lambda self, ids: torch.nn.Embedding.forward(self, ids) * self.embedding_dim**0.5)  # fmt: skip
+    _scale_by_the_root(patch)
 
 
 @_killed_by(checks.check_prefill)
@@ -320,25 +318,23 @@ def mlp_gate_and_up_swapped(patch: pytest.MonkeyPatch) -> None:
 
 @_killed_by(checks.check_prefill, "hawk_paper")
 def recurrent_branches_swapped(patch: pytest.MonkeyPatch) -> None:
-    def forward(self, x, state, context):
+    def forward(original, self, *args):
         self.linear_x, self.linear_y = self.linear_y, self.linear_x
         try:
-            return original(self, x, state, context)
+            return original(self, *args)
         finally:
             self.linear_x, self.linear_y = self.linear_y, self.linear_x
 
-    original = layers.RecurrentGemmaRecurrentBlock.forward
-    patch.setattr(layers.RecurrentGemmaRecurrentBlock, "forward", forward)
+    _wrap(patch, layers.RecurrentGemmaRecurrentBlock, "forward", forward)
 
 
 @_killed_by(checks.check_prefill)
 def linear_out_without_bias(patch: pytest.MonkeyPatch) -> None:
-    def forward(self, *args):
+    def forward(original, self, *args):
         output, *rest = original(self, *args)
         return output - self.linear_out.bias, *rest
 
-    original = layers.RecurrentGemmaRecurrentBlock.forward
-    patch.setattr(layers.RecurrentGemmaRecurrentBlock, "forward", forward)
+    _wrap(patch, layers.RecurrentGemmaRecurrentBlock, "forward", forward)
 
 
 @_killed_by(checks.check_prefill)
@@ -346,6 +342,6 @@ def mlp_beside_the_temporal_block(patch: pytest.MonkeyPatch) -> None:
     # x + temporal(norm(x)) + mlp(norm(x)) instead of one after the other.
     def forward(self, x, state, context, return_weights=False):
         mixed, *rest = self.temporal_block(self.temporal_pre_norm(x), state.value, context.value)
-        return x + mixed + self.mlp_block(self.channel_pre_norm(x)), layers.Sealed(rest)
+        return x + mixed + self.mlp_block(self.channel_pre_norm(x)), Sealed(rest)
 
     patch.setattr(layers.RecurrentGemmaDecoderLayer, "forward", forward)

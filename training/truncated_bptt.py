@@ -28,8 +28,12 @@ class TruncatedBPTTTrainer(Trainer):
     ``eval_loss`` is the mean over all labels, whatever window they are in.
 
     Args:
-        As for ``transformers.Trainer``. ``args`` needs ``train_sampling_strategy="sequential"``, and
-        ``per_device_train_batch_size`` and ``per_device_eval_batch_size`` as many as the data's lanes.
+        model: As for ``transformers.Trainer``.
+        args: With ``train_sampling_strategy="sequential"``, and ``per_device_train_batch_size`` and
+            ``per_device_eval_batch_size`` as many as the data's lanes.
+        data_collator: None: Transformers' ``default_data_collator``.
+        *others: As for ``transformers.Trainer``.
+        **options: As for ``transformers.Trainer``.
 
     Raises:
         ValueError: A setting that shuffles windows, spreads lanes over processes or replaces the loss; data that

@@ -35,7 +35,7 @@ class ScanResult:
 
 
 @dataclass(frozen=True)
-class _Scan:
+class Scan:
     """A scan of another package: of x and a, or log a, (B, L, R), or (B, R, L) with ``channels_first``."""
 
     run: Callable[[Tensor, Tensor], Tensor]
@@ -81,7 +81,7 @@ def rg_lru_alone(
     a_param = torch.randn(width, device=device, requires_grad=training)
     scans, left_out = _other_scans(device)
     for name, scan in scans.items():
-        _expect_recurrence(name, scan, device)
+        expect_recurrence(name, scan, device)
     runs: dict[str, Callable[[], object]] = {
         "ours": partial(_run, lambda *inputs: rg_lru(*inputs, a_param)[0], (x, input_gate, recurrence_gate), training)
     }
@@ -106,7 +106,7 @@ def _run(scan: Callable[..., Tensor], inputs: tuple[Tensor, ...], training: bool
         torch.autograd.grad(output, inputs, output.detach())
 
 
-def _other_scans(device: str) -> tuple[dict[str, _Scan], dict[str, str]]:
+def _other_scans(device: str) -> tuple[dict[str, Scan], dict[str, str]]:
     """The scans of other packages, and why some are missing."""
     scans, left_out = {}, {}
     for name, module, make in (
@@ -123,15 +123,15 @@ def _other_scans(device: str) -> tuple[dict[str, _Scan], dict[str, str]]:
     return scans, left_out
 
 
-def _hgrn(module: ModuleType) -> _Scan:
-    return _Scan(lambda x, log_a: module.fused_recurrent_hgrn(x, log_a)[0], takes_log=True, channels_first=False)
+def _hgrn(module: ModuleType) -> Scan:
+    return Scan(lambda x, log_a: module.fused_recurrent_hgrn(x, log_a)[0], takes_log=True, channels_first=False)
 
 
-def _accelerated_scan(module: ModuleType) -> _Scan:
-    return _Scan(lambda x, a: module.scan(a, x), takes_log=False, channels_first=True)
+def _accelerated_scan(module: ModuleType) -> Scan:
+    return Scan(lambda x, a: module.scan(a, x), takes_log=False, channels_first=True)
 
 
-def _expect_recurrence(name: str, scan: _Scan, device: str) -> None:
+def expect_recurrence(name: str, scan: Scan, device: str) -> None:
     length, width = 64, 32
     x, a = torch.randn(1, length, width, device=device), torch.rand(1, length, width, device=device) + 1e-3
     h, states = torch.zeros(1, width, device=device), []

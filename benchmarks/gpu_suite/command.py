@@ -93,14 +93,14 @@ def missing_for_gpu() -> str:
 
 
 def _ops(row: Row) -> dict[str, Any]:
-    return _checked("every op with its gradients, against its reference on the CPU", check_ops(row.device))
+    return checked("every op with its gradients, against its reference on the CPU", check_ops(row.device))
 
 
 def _model(row: Row) -> dict[str, Any]:
-    return _checked("the small model, against itself on the CPU", check_model(row.device))
+    return checked("the small model, against itself on the CPU", check_model(row.device))
 
 
-def _checked(work: str, checks: list[Check]) -> dict[str, Any]:
+def checked(work: str, checks: list[Check]) -> dict[str, Any]:
     expect_passed(checks)
     return {"work": work, "checks": [dataclasses.asdict(check) for check in checks]}
 

@@ -56,7 +56,7 @@ def main(options: argparse.Namespace, environment: dict[str, Any], console: Cons
     results = folder / "data" / "learning.json"
     if not options.redraw:
         results.parent.mkdir(parents=True, exist_ok=True)
-        jobs = list(_jobs(options))
+        jobs = list(planned_jobs(options))
         started = time.perf_counter()
         runs: list[Run] = []
         for found in _run_all(jobs, options.jobs):
@@ -69,7 +69,7 @@ def main(options: argparse.Namespace, environment: dict[str, Any], console: Cons
     console.print("wrote " + ", ".join(str(path) for path in [results, *written]), highlight=False, soft_wrap=True)
 
 
-def _jobs(options: argparse.Namespace) -> Iterator[Job]:
+def planned_jobs(options: argparse.Namespace) -> Iterator[Job]:
     # Seed by seed, so that an interrupted suite has something of everything.
     for seed in options.seeds or SEEDS:
         for task in options.tasks or TASKS:
@@ -81,11 +81,11 @@ def _jobs(options: argparse.Namespace) -> Iterator[Job]:
 def _run_all(jobs: Sequence[Job], processes: int) -> Iterator[Run]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for future in as_completed([pool.submit(_run_job, job) for job in jobs]):
+        for future in as_completed([pool.submit(run_job, job) for job in jobs]):
             yield future.result()
 
 
-def _run_job(job: Job) -> Run:
+def run_job(job: Job) -> Run:
     task, model, seed, learning_rate, steps, device = job
     return run(TASKS[task], MODELS[model], seed=seed, learning_rate=learning_rate, steps=steps, device=device)
 

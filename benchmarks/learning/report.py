@@ -13,8 +13,8 @@ from benchmarks.learning.tasks import TASKS, Task
 from benchmarks.learning.training import Run
 from benchmarks.style import drawing, save
 
-# Tables of the same page that benchmarks/long_context makes.
-OTHERS = "long-context/"
+# Tables of the same page that other commands make.
+OTHERS = ("exactness/", "long-context/")
 # Accuracy below which a run counts among the failures.
 HELD = 0.9
 COLOURS = {
@@ -46,11 +46,7 @@ def write(folder: Path, results: dict[str, Any]) -> list[Path]:
         path = folder / "images" / f"{name}.svg"
         if _draw(path, results["runs"], models):
             written.append(path)
-    page = folder / "evidence.md"
-    if page.is_file():
-        page.write_text(renew(page.read_text(encoding="utf-8"), results), encoding="utf-8")
-        written.append(page)
-    return written
+    return written + pages.renew_file(folder / "evidence.md", lambda page: renew(page, results))
 
 
 def renew(page: str, results: dict[str, Any]) -> str:

@@ -131,7 +131,7 @@ def _train(
         batch = task.train(BATCH_ROWS, task.train_length, generator)
         model.train()
         optimizer.zero_grad()
-        loss = _loss(model, batch, contestant)
+        loss = training_loss(model, batch, contestant)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
@@ -145,7 +145,7 @@ def _train(
     return validation, solved_at, step, loss.item()
 
 
-def _loss(model: RecurrentGemmaForCausalLM, batch: Batch, contestant: Contestant) -> Tensor:
+def training_loss(model: RecurrentGemmaForCausalLM, batch: Batch, contestant: Contestant) -> Tensor:
     ids, labels = batch.ids.to(model.device), batch.labels.to(model.device)
     if not contestant.segment:
         logits = model(input_ids=ids, use_cache=False).logits

@@ -33,11 +33,7 @@ def write(folder: Path, results: dict[str, Any]) -> list[Path]:
         with drawing(**{"font.size": 9}):
             save(make(results), path)
         written.append(path)
-    page = folder / "evidence.md"
-    if page.is_file():
-        page.write_text(renew(page.read_text(encoding="utf-8"), results), encoding="utf-8")
-        written.append(page)
-    return written
+    return written + pages.renew_file(folder / "evidence.md", lambda page: renew(page, results))
 
 
 def renew(page: str, results: dict[str, Any]) -> str:
@@ -75,8 +71,8 @@ def _parts_table(results: dict[str, Any]) -> str:
     overall, window = results["positions"]["overall"], results["model"]["window"]
     rows = []
     for variant, found in overall.items():
-        others = [_signed(found.get(key)) for key in ("difference", "difference_by_document")]
-        rows.append([title(variant, window), _perplexity(found["loss"]), *others])
+        others = [signed(found.get(key)) for key in ("difference", "difference_by_document")]
+        rows.append([title(variant, window), perplexity(found["loss"]), *others])
     block = results["positions"]["block"]
     heading = ["", "perplexity", f"loss more than whole, by blocks of {block}", "the same, by documents"]
     return pages.markdown_table(heading, rows)
@@ -91,9 +87,9 @@ def _position_table(results: dict[str, Any]) -> str:
     rows = []
     for found in positions["bins"]:
         is_reference = [found["first"], found["last"]] == positions["reference"]
-        cells = [_span(found["first"], found["last"]), f"{found['tokens']:,}", _perplexity(found["loss"][WHOLE])]
-        cells.append("" if is_reference else _signed(found["drift"]))
-        rows.append(cells + [_signed(found["difference"][variant]) for variant in variants])
+        cells = [_span(found["first"], found["last"]), f"{found['tokens']:,}", perplexity(found["loss"][WHOLE])]
+        cells.append("" if is_reference else signed(found["drift"]))
+        rows.append(cells + [signed(found["difference"][variant]) for variant in variants])
     return pages.markdown_table(heading, rows)
 
 
@@ -105,7 +101,7 @@ def _since_reset_table(results: dict[str, Any]) -> str:
         cells = []
         for entries in found.values():
             present = [entry for entry in entries if (entry["first"], entry["last"]) == span]
-            cells.append(_signed(present[0]["difference"]) if present else "")
+            cells.append(signed(present[0]["difference"]) if present else "")
         rows.append([_span(*span), *cells])
     return pages.markdown_table(["tokens read since", *(title(variant, window) for variant in found)], rows)
 
@@ -117,10 +113,10 @@ def _passkey_table(results: dict[str, Any]) -> str:
             f"{cell['depth']:g}",
             f"{cell['distance']:,.0f}",
             "yes" if cell["inside_window"] else "no",
-            _share(cell["first"]),
+            share(cell["first"]),
             f"{cell['mean_rank']:.2f}",
-            _signed(cell["gain"]),
-            _share(cell["exact"]),
+            signed(cell["gain"]),
+            share(cell["exact"]),
         ]
         for cell in results["passkey"]
     ]
@@ -144,12 +140,12 @@ def _span(first: int, last: int) -> str:
     return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
 
-def _perplexity(interval: Sequence[float]) -> str:
+def perplexity(interval: Sequence[float]) -> str:
     mean, low, high = map(math.exp, interval)
     return f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _signed(interval: Sequence[float] | None) -> str:
+def signed(interval: Sequence[float] | None) -> str:
     if interval is None:
         return ""
     mean, low, high = interval
@@ -160,7 +156,7 @@ def _signed(interval: Sequence[float] | None) -> str:
     return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
-def _share(interval: Sequence[float]) -> str:
+def share(interval: Sequence[float]) -> str:
     mean, low, high = (100 * end for end in interval)
     return f"{mean:.0f} % ({low:.0f} to {high:.0f})"
 

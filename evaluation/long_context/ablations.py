@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
-from recurrent_gemma.modeling.layers import LayerOutput, RecurrentGemmaAttention
+from recurrent_gemma.modeling.layer_interface import LayerOutput
+from recurrent_gemma.modeling.layers import RecurrentGemmaAttention
 
 
 @contextlib.contextmanager

@@ -87,8 +87,9 @@ def passkey(
         rounds: Sets of candidates for each length and depth, the same for all of them; at least 2.
         candidates: Keys of a round, and so its prompts; at least 2.
         seed: Of keys and filler.
-        chunk_size, batch_size: As in :func:`token_losses`. As many copies of the state as there are prompts times
-            candidates in a batch are in memory at once.
+        chunk_size: As in :func:`token_losses`.
+        batch_size: As there. As many copies of the state as there are prompts times candidates in a batch are in memory
+            at once.
         **haystack: ``filler``, ``needle``, ``question``, ``keys`` of :class:`Haystack`.
 
     Returns:
@@ -126,7 +127,7 @@ def passkey(
             found, continuations = _answer(model, batch, chunk_size)
             scores.append(found)
             exact += sum(
-                _begins_with(tokenizer.decode(ids), prompt.key)
+                begins_with(tokenizer.decode(ids), prompt.key)
                 for ids, prompt in zip(continuations.tolist(), batch, strict=True)
             )
         distance = sum(length - prompt.needle_end for prompt in prompts) / len(prompts)
@@ -165,7 +166,7 @@ def _answer(model: RecurrentGemmaForCausalLM, prompts: list[Prompt], chunk_size:
     return likelihoods, torch.cat(tokens, dim=1).cpu()
 
 
-def _begins_with(text: str, key: str) -> bool:
+def begins_with(text: str, key: str) -> bool:
     text = text.strip()
     return text.startswith(key) and not text[len(key) :][:1].isalnum()
 

@@ -71,11 +71,14 @@ def perplexity_by_position(
         model: In eval mode.
         text_ids: (N,) ids of the text, without special tokens: ``tokenizer(text, add_special_tokens=False).input_ids``.
             Several documents are best joined, so that no excerpt ends with one.
-        length: Tokens of an excerpt; None: N. See :func:`excerpts`, also for ``count`` and ``bos_token_id``.
+        length: Tokens of an excerpt; None: N. See :func:`excerpts`, also for the two below.
+        count: Excerpts.
+        bos_token_id: Token before each of them, if any.
         bins: Positions to take together; None: ``log_spaced_bins``.
         block_size: Tokens of a block of the bootstrap. Longer than what makes neighbouring tokens alike; many fewer
             than the text has.
-        resamples, seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
         **reading: ``chunk_size``, ``batch_size``, ``reset_every``, ... of :func:`token_losses`.
 
     Returns:

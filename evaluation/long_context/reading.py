@@ -109,7 +109,7 @@ def token_losses(
     losses = torch.empty(targets.shape)
     for rows in torch.arange(len(ids)).split(batch_size):
         cache = RecurrentGemmaCache(model.config)
-        for columns in _chunks(inputs.shape[1], chunk_size, reset_every if reset == "recurrence" else None):
+        for columns in chunk_spans(inputs.shape[1], chunk_size, reset_every if reset == "recurrence" else None):
             positions = None
             if reset_every is not None and reset == "state":
                 # Position 0 begins a document, which nothing of the past reaches.
@@ -124,7 +124,7 @@ def token_losses(
     return losses
 
 
-def _chunks(length: int, chunk_size: int, border: int | None) -> list[slice]:
+def chunk_spans(length: int, chunk_size: int, border: int | None) -> list[slice]:
     """Slices of at most ``chunk_size`` columns, none of which crosses a multiple of ``border``."""
     begins = set(range(0, length, chunk_size))
     if border is not None:

@@ -1,8 +1,9 @@
 """What a sequence remembers: the cache, its layers and their states, rollback, and files."""
 
-from recurrent_gemma.modeling.cache.cache import RecurrentGemmaCache, StateSignature, state_signature
+from recurrent_gemma.modeling.cache.cache import RecurrentGemmaCache
 from recurrent_gemma.modeling.cache.file import SessionFileError, SessionInfo, read_session_info
 from recurrent_gemma.modeling.cache.states import AttentionState, LayerState, RecurrentState, RingState
+from recurrent_gemma.modeling.cache.storage import StateSignature, state_signature
 from recurrent_gemma.modeling.cache.trail import AttentionTrail, LayerTrail, RecurrentTrail
 
 __all__ = [

@@ -19,12 +19,13 @@ from recurrent_gemma.modeling.generation import RecurrentGemmaGeneration
 from recurrent_gemma.modeling.heads.loss import IGNORED, mean_cross_entropy, mean_over, next_token_labels
 from recurrent_gemma.modeling.heads.tokens import valid_columns
 from recurrent_gemma.modeling.inputs import check_labels
-from recurrent_gemma.modeling.layers import Sealed
-from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel, sequence_inputs
+from recurrent_gemma.modeling.layer_interface import Sealed
+from recurrent_gemma.modeling.model import RecurrentGemmaModel, sequence_inputs
 from recurrent_gemma.modeling.ops.cross_entropy import linear_cross_entropy
 from recurrent_gemma.modeling.ops.dispatch import holds_on_cpu
 from recurrent_gemma.modeling.ops.linear import linear
 from recurrent_gemma.modeling.ops.ragged import gather_columns
+from recurrent_gemma.modeling.pretrained import RecurrentGemmaPreTrainedModel
 
 logger = logging.getLogger("recurrent_gemma")
 
@@ -288,11 +289,11 @@ def _warn_of_uncounted(labels: Tensor, shift_labels: Tensor) -> None:
     if labels.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if bool(((labels[:, 1:] != IGNORED) & (shift_labels[:, :-1] == IGNORED)).any()):
-        _log_uncounted()
+        log_uncounted()
 
 
 @functools.cache
-def _log_uncounted() -> None:
+def log_uncounted() -> None:
     logger.warning(
         "labels: expected -100 at pads and at first tokens of documents together with num_items_in_batch, which counts "
         "them while the loss leaves them out, so that it depends on how rows are batched; pad on the right "

@@ -11,7 +11,7 @@ from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
-from recurrent_gemma.modeling.compat import CACHE_NAME, one_cache
+from recurrent_gemma.modeling.compat import CACHE_NAME
 from recurrent_gemma.modeling.heads.loss import IGNORED, mean_cross_entropy, mean_over
 from recurrent_gemma.modeling.heads.tokens import (
     expect_class_labels,
@@ -20,7 +20,8 @@ from recurrent_gemma.modeling.heads.tokens import (
     rows_and_columns,
     valid_columns,
 )
-from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
+from recurrent_gemma.modeling.model import RecurrentGemmaModel
+from recurrent_gemma.modeling.pretrained import RecurrentGemmaPreTrainedModel
 
 # Dropout before the classifier of tokens where the config has no ``classifier_dropout``, as in Transformers' heads.
 _CLASSIFIER_DROPOUT = 0.1
@@ -70,9 +71,10 @@ class RecurrentGemmaForSequenceClassification(RecurrentGemmaPreTrainedModel):
         shape = rows_and_columns(input_ids, inputs_embeds)
         if labels is not None and shape is not None:
             self._check_labels(labels, shape[0])
-        cache = one_cache(past_key_values, cache)
         inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache, **kwargs}
-        outputs, mask = read(self.model, input_ids, attention_mask, cache, **inputs)
+        outputs, mask = read(
+            self.model, input_ids, attention_mask, past_key_values, cache, returns_cache=True, **inputs
+        )
         hidden_states = outputs.last_hidden_state
         rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
         logits = self.score(hidden_states[rows, last_tokens(hidden_states, mask)])
@@ -164,11 +166,10 @@ class RecurrentGemmaForTokenClassification(RecurrentGemmaPreTrainedModel):
         shape = rows_and_columns(input_ids, inputs_embeds)
         if labels is not None and shape is not None:
             expect_class_labels("labels", labels, shape, self.num_labels)
-        cache = one_cache(past_key_values, cache)
-        if cache is None:
-            use_cache = False  # none is returned
         inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache, **kwargs}
-        outputs, mask = read(self.model, input_ids, attention_mask, cache, **inputs)
+        outputs, mask = read(
+            self.model, input_ids, attention_mask, past_key_values, cache, returns_cache=False, **inputs
+        )
         hidden_states = outputs.last_hidden_state
         logits = self.score(self.dropout(hidden_states))
         loss = None

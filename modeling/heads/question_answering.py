@@ -10,11 +10,11 @@ from transformers.utils.generic import can_return_tuple
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
-from recurrent_gemma.modeling.compat import one_cache
 from recurrent_gemma.modeling.heads.loss import IGNORED, mean_cross_entropy
 from recurrent_gemma.modeling.heads.tokens import read, valid_columns
 from recurrent_gemma.modeling.inputs import expect_all
-from recurrent_gemma.modeling.model import RecurrentGemmaModel, RecurrentGemmaPreTrainedModel
+from recurrent_gemma.modeling.model import RecurrentGemmaModel
+from recurrent_gemma.modeling.pretrained import RecurrentGemmaPreTrainedModel
 
 
 class RecurrentGemmaForQuestionAnswering(RecurrentGemmaPreTrainedModel):
@@ -45,7 +45,8 @@ class RecurrentGemmaForQuestionAnswering(RecurrentGemmaPreTrainedModel):
 
         Args:
             attention_mask: None: what equals ``config.pad_token_id`` is a pad, if the config has one.
-            start_positions, end_positions: (B,) int64 columns of tokens; one outside 0 to L - 1 does not count.
+            start_positions: (B,) int64 column of the answer's first token; one outside 0 to L - 1 does not count.
+            end_positions: (B,) int64 column of its last; the same.
             num_items_in_batch: Number of answers that the loss is divided by; their mean when None.
 
         Returns:
@@ -59,11 +60,10 @@ class RecurrentGemmaForQuestionAnswering(RecurrentGemmaPreTrainedModel):
         if (start_positions is None) != (end_positions is None):
             alone = "start_positions" if end_positions is None else "end_positions"
             raise ValueError(f"start_positions, end_positions: expected both or neither, got {alone} alone.")
-        cache = one_cache(past_key_values, cache)
-        if cache is None:
-            use_cache = False  # none is returned
         inputs = {"position_ids": position_ids, "inputs_embeds": inputs_embeds, "use_cache": use_cache, **kwargs}
-        outputs, mask = read(self.model, input_ids, attention_mask, cache, **inputs)
+        outputs, mask = read(
+            self.model, input_ids, attention_mask, past_key_values, cache, returns_cache=False, **inputs
+        )
         hidden_states = outputs.last_hidden_state
         logits = self.qa_outputs(hidden_states)
         valid = None if mask is None else valid_columns(hidden_states, mask)

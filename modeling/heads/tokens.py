@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from recurrent_gemma.modeling.cache import RecurrentGemmaCache
+from recurrent_gemma.modeling.compat import one_cache
 from recurrent_gemma.modeling.heads.loss import IGNORED
 from recurrent_gemma.modeling.inputs import expect_all
 from recurrent_gemma.modeling.model import RecurrentGemmaModel
@@ -33,13 +34,30 @@ def read(
     model: RecurrentGemmaModel,
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
+    past_key_values: RecurrentGemmaCache | None,
     cache: RecurrentGemmaCache | None,
+    *,
+    returns_cache: bool,
+    use_cache: bool | None,
     **inputs: Any,
 ) -> tuple[Any, Tensor | None]:
-    """What the backbone gives for a batch, and the mask that says which of its columns are tokens (None: all)."""
+    """What the backbone gives for a batch, and the mask that says which of its columns are tokens (None: all).
+
+    Args:
+        model: The backbone.
+        input_ids: (B, L).
+        attention_mask: (B, past + L), as the caller gave it.
+        past_key_values, cache: The state under either of its names.
+        returns_cache: Whether the head's output has a field for one; else none is made.
+        use_cache: As the caller gave it.
+        **inputs: Of the backbone.
+    """
+    cache = one_cache(past_key_values, cache)
+    if cache is None and not returns_cache:
+        use_cache = False
     mask = mask_without_pads(attention_mask, input_ids, model.config.pad_token_id, cache)
-    outputs = model(input_ids=input_ids, attention_mask=mask, past_key_values=cache, return_dict=True, **inputs)
-    return outputs, mask
+    inputs |= {"use_cache": use_cache, "return_dict": True}
+    return model(input_ids=input_ids, attention_mask=mask, past_key_values=cache, **inputs), mask
 
 
 def valid_columns(hidden_states: Tensor, mask: Tensor) -> Tensor:

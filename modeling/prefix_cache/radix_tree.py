@@ -14,9 +14,6 @@ from torch import Tensor
 
 from recurrent_gemma.modeling.prefix_cache.states import NO_WINDOW, Snapshot, Window, join
 
-# Bytes of a token id, as the edges store it.
-TOKEN_BYTES = torch.int32.itemsize
-
 
 @dataclass(eq=False)
 class Node:

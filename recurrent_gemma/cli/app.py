@@ -13,6 +13,22 @@ import typer
 
 import recurrent_gemma
 from recurrent_gemma.cli.chat import chat as hold_chat
+from recurrent_gemma.cli.conversion_options import (
+    DryRunOption,
+    EmbeddingScaleOption,
+    KindOption,
+    OverwriteOption,
+    PresetOption,
+    ShardSizeOption,
+    ShimOption,
+    SoftCapOption,
+    SourceArgument,
+    TargetArgument,
+    TokenizerOption,
+    VerifyOption,
+    WindowOption,
+    WrittenDtypeOption,
+)
 from recurrent_gemma.cli.convert import convert_checkpoint
 from recurrent_gemma.cli.errors import EPILOG, CommandError, ExitCode, describe, exit_code
 from recurrent_gemma.cli.evaluate import evaluate_model, list_rows
@@ -42,7 +58,6 @@ from recurrent_gemma.cli.options import (
     Dtype,
     DtypeOption,
     GreedyOption,
-    Kind,
     MaxNewTokensOption,
     ModelOption,
     SeedOption,
@@ -195,42 +210,20 @@ def session_info_command(
 @app.command("convert", epilog=EPILOG)
 def convert_command(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint; its kind is detected.")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="What to write; for torch a file *.pt or *.bin.")],
-    to: Annotated[
-        Kind | None,
-        typer.Option(help="hf: Transformers, flax: DeepMind's JAX, torch: DeepMind's PyTorch. Default: by DST's name."),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(metavar="2b|9b|NAME", help="The published model it is, for what DeepMind's files do not say."),
-    ] = None,
-    attention_window_size: Annotated[int | None, typer.Option(help="The window, in place of the preset's.")] = None,
-    embeddings_scale_by_sqrt_dim: Annotated[
-        bool | None, typer.Option(help="Whether embeddings are scaled, in place of what the preset says.")
-    ] = None,
-    logits_soft_cap: Annotated[
-        float | None, typer.Option(help="Cap of the logits, in place of the preset's; 0 for none.")
-    ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Dtype to write. Default: the source's, bit for bit.")] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="SentencePiece tokenizer.model, converted as well.")
-    ] = None,
-    max_shard_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Size of a weight file at most, such as 5GB, the default.")
-    ] = None,
-    trust_remote_code_shim: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code-shim",
-            help="Lead programs that load DST with trust_remote_code=True to this package, which they need not import.",
-        ),
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Compare the logits with those of DeepMind's JAX model at the end.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is at DST.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check names and shapes, show the plan and end.")] = False,
+    source: SourceArgument,
+    target: TargetArgument,
+    to: KindOption = None,
+    preset: PresetOption = None,
+    attention_window_size: WindowOption = None,
+    embeddings_scale_by_sqrt_dim: EmbeddingScaleOption = None,
+    logits_soft_cap: SoftCapOption = None,
+    dtype: WrittenDtypeOption = None,
+    tokenizer: TokenizerOption = None,
+    max_shard_size: ShardSizeOption = None,
+    trust_remote_code_shim: ShimOption = False,
+    verify: VerifyOption = False,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Convert a checkpoint between DeepMind's JAX and PyTorch code and Transformers.
 

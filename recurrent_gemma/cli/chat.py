@@ -15,7 +15,7 @@ from recurrent_gemma.cli.checkpoint import open_checkpoint
 from recurrent_gemma.cli.errors import CommandError, ExitCode, reported_as
 from recurrent_gemma.cli.generate import Sampling, eos_ids, load_pipeline, seed_sampling
 from recurrent_gemma.cli.session import Session
-from recurrent_gemma.cli.streaming import Meter, TextPieceStreamer
+from recurrent_gemma.cli.streaming import Meter, TextPieceStreamer, write_out
 
 _EXIT = "/exit"
 
@@ -57,7 +57,7 @@ def chat(
     stop_ids = [*eos_ids(text_generation.model), turns.end_id]
     meter: Meter | None = None
     for text in _lines():
-        streamer = TextPieceStreamer(text_generation.tokenizer, _write)
+        streamer = TextPieceStreamer(text_generation.tokenizer, write_out)
         meter = meter or Meter(session.cache, streamer)
         meter.streamer = streamer
         ids = turns.later(text) if session.ids else turns.first(text)
@@ -71,7 +71,7 @@ def chat(
                 **sampling.generate_kwargs(),
             )
             session.save()
-        _write("\n")
+        write_out("\n")
     if stats and meter is not None:
         meter.report()
 
@@ -157,21 +157,17 @@ def _lines() -> Iterator[str]:
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     while True:
         if on_terminal:
-            _write("> ")  # input() would write it to stderr
+            write_out("> ")  # input() would write it to stderr
         try:
             line = input().strip()
         except (EOFError, KeyboardInterrupt):
             if on_terminal:
-                _write("\n")
+                write_out("\n")
             return
         if line == _EXIT:
             return
         if line:
             yield line
-
-
-def _write(text: str) -> None:
-    print(text, end="", flush=True)
 
 
 __all__ = ["ChatTurns", "chat"]

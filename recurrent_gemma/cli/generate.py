@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, TextGenerationPipeline, pipeline,
 from recurrent_gemma.cli.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
 from recurrent_gemma.cli.errors import CommandError, ExitCode, reported_as
 from recurrent_gemma.cli.session import Session
-from recurrent_gemma.cli.streaming import Meter, TextPieceStreamer
+from recurrent_gemma.cli.streaming import Meter, TextPieceStreamer, write_out
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def generate(
     tokenizer: Any = text_generation.tokenizer
 
     seed_sampling(seed, sampling)
-    _write(prompt)
-    streamer = Meter(session.cache, TextPieceStreamer(tokenizer, _write))
+    write_out(prompt)
+    streamer = Meter(session.cache, TextPieceStreamer(tokenizer, write_out))
     if session_file is None:
         cache = {"past_key_values": session.cache} if stats else {}
         text_generation(prompt, streamer=streamer, **cache, **sampling.generate_kwargs())
@@ -88,7 +88,7 @@ def generate(
             ids, text_generation, eos_ids(text_generation.model), streamer=streamer, **sampling.generate_kwargs()
         )
         session.save()
-    _write("\n")
+    write_out("\n")
     if stats:
         streamer.report()
 
@@ -150,10 +150,6 @@ def check_device(name: str) -> None:
         torch.zeros(1, device=name).tolist()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"expected a device of this machine such as 'cpu' or 'cuda:0', got {name!r}") from error
-
-
-def _write(text: str) -> None:
-    print(text, end="", flush=True)
 
 
 __all__ = ["Sampling", "check_device", "eos_ids", "generate", "load_pipeline", "quiet", "seed_sampling"]

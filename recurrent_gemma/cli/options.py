@@ -18,14 +18,6 @@ class Dtype(str, Enum):
     FLOAT16 = "float16"
 
 
-class Kind(str, Enum):
-    """Kinds of checkpoints."""
-
-    HF = "hf"
-    FLAX = "flax"
-    TORCH = "torch"
-
-
 def _more_than_zero(value: float | None) -> float | None:
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise typer.BadParameter(f"expected a finite number of more than 0, got {value:g}.")
@@ -109,7 +101,6 @@ __all__ = [
     "Dtype",
     "DtypeOption",
     "GreedyOption",
-    "Kind",
     "MaxNewTokensOption",
     "ModelOption",
     "SeedOption",

@@ -1,4 +1,4 @@
-"""Turns tokens into text as they come; the pieces joined are the text of all tokens."""
+"""Turns tokens into text as they come, and writes it; the pieces joined are the text of all tokens."""
 
 import re
 import sys
@@ -113,4 +113,9 @@ class Meter(BaseStreamer):
         )
 
 
-__all__ = ["Meter", "TextPieceStreamer"]
+def write_out(text: str) -> None:
+    """Write a piece of text to stdout, to be seen at once."""
+    print(text, end="", flush=True)
+
+
+__all__ = ["Meter", "TextPieceStreamer", "write_out"]

@@ -5,11 +5,12 @@ from transformers.activations import ACT2FN
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.linear import QKVParallelLinear
 
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.layers import RecurrentGemmaRMSNorm, apply_rotary
 from recurrent_gemma.modeling.ops.gated_activation import gated_activation
+from recurrent_gemma.serving.engine.products import pair_of_products, product_back
 from recurrent_gemma.serving.engine.recurrent_block import RecurrentBlock
 
 
@@ -25,26 +26,23 @@ class LocalAttention(nn.Module):
         heads, key_heads = config.num_attention_heads // shards, max(1, config.num_key_value_heads // shards)
         self.head_dim = config.head_dim
         self.widths = [heads * config.head_dim, key_heads * config.head_dim, key_heads * config.head_dim]
-        quantization = vllm_config.quant_config
         self.qkv_proj = QKVParallelLinear(
             config.hidden_size,
             config.head_dim,
             config.num_attention_heads,
             config.num_key_value_heads,
             bias=config.attention_bias,
-            quant_config=quantization,
+            quant_config=vllm_config.quant_config,
             prefix=f"{prefix}.qkv_proj",
         )
-        self.o_proj = RowParallelLinear(
-            config.hidden_size, config.hidden_size, bias=True, quant_config=quantization, prefix=f"{prefix}.o_proj"
-        )
+        self.o_proj = product_back(config, config.hidden_size, vllm_config, prefix=f"{prefix}.o_proj")
         self.attn = Attention(
             heads,
             config.head_dim,
             config.head_dim**-0.5,
             num_kv_heads=key_heads,
             cache_config=vllm_config.cache_config,
-            quant_config=quantization,
+            quant_config=vllm_config.quant_config,
             # vLLM counts the query's own key: W + 1.
             per_layer_sliding_window=config.sliding_window,
             prefix=f"{prefix}.attn",
@@ -64,17 +62,9 @@ class Mlp(nn.Module):
 
     def __init__(self, config: RecurrentGemmaConfig, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
-        quantization = vllm_config.quant_config
-        self.gate_up_proj = MergedColumnParallelLinear(
-            config.hidden_size,
-            [config.mlp_width] * 2,
-            bias=True,
-            quant_config=quantization,
-            prefix=f"{prefix}.gate_up_proj",
-        )
-        self.down_proj = RowParallelLinear(
-            config.mlp_width, config.hidden_size, bias=True, quant_config=quantization, prefix=f"{prefix}.down_proj"
-        )
+        width = config.mlp_width
+        self.gate_up_proj = pair_of_products(config, width, vllm_config, prefix=f"{prefix}.gate_up_proj")
+        self.down_proj = product_back(config, width, vllm_config, prefix=f"{prefix}.down_proj")
         self.act_fn = ACT2FN[config.hidden_activation]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from vllm.compilation.breakable_cudagraph import eager_break_during_capture
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.forward_context import get_forward_context
-from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
 from vllm.model_executor.utils import set_weight_attrs
@@ -22,6 +21,7 @@ from recurrent_gemma.modeling.ops.gated_activation import gated_activation
 from recurrent_gemma.modeling.ops.linear import block_diagonal_linear
 from recurrent_gemma.modeling.ops.rg_lru import rg_lru_varlen_
 from recurrent_gemma.serving.engine.batch import RecurrentBatch
+from recurrent_gemma.serving.engine.products import pair_of_products, product_back
 from recurrent_gemma.serving.engine.state import history_layout, state_dtypes, state_shapes
 from recurrent_gemma.serving.plugin import RECURRENCE_OP, STATE_BACKEND
 
@@ -59,21 +59,8 @@ class RecurrentBlock(nn.Module, MambaBase):
         self.config, self.vllm_config, self.prefix = config, vllm_config, prefix
         shards = get_tensor_model_parallel_world_size()
         heads, head_width = config.num_attention_heads // shards, config.lru_width // config.num_attention_heads
-        quantization = vllm_config.quant_config
-        self.linear_in = MergedColumnParallelLinear(
-            config.hidden_size,
-            [config.lru_width] * 2,
-            bias=True,
-            quant_config=quantization,
-            prefix=f"{prefix}.linear_in",
-        )
-        self.linear_out = RowParallelLinear(
-            config.lru_width,
-            config.hidden_size,
-            bias=True,
-            quant_config=quantization,
-            prefix=f"{prefix}.linear_out",
-        )
+        self.linear_in = pair_of_products(config, config.lru_width, vllm_config, prefix=f"{prefix}.linear_in")
+        self.linear_out = product_back(config, config.lru_width, vllm_config, prefix=f"{prefix}.linear_out")
         self.conv_1d = ConvWeights(heads * head_width, config.conv1d_width)
         self.rg_lru = RglruWeights(heads, head_width)
         self.act_fn = ACT2FN[config.hidden_activation]

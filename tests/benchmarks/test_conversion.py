@@ -1,4 +1,4 @@
-"""The conversion case: what it reports, and that the converter keeps to its memory."""
+"""The conversion case reports every step, and that the converter keeps to one shard and two tensors of memory."""
 
 from pathlib import Path
 

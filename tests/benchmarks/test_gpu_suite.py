@@ -1,4 +1,4 @@
-"""The suite for GPUs, on the CPU: Triton's kernels in its interpreter, and sizes that mean nothing."""
+"""The suite for GPUs, run on a CPU: right ops pass, a wrong one is named, and only what is right is timed."""
 
 import io
 import json
@@ -77,9 +77,9 @@ def test_another_recurrence_is_refused():
     def scan(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
         return x.cumsum(dim=1)
 
-    wrong = bandwidth._Scan(scan, takes_log=False, channels_first=False)
+    wrong = bandwidth.Scan(scan, takes_log=False, channels_first=False)
     with pytest.raises(ValueError, match="cumsum: expected the recurrence"):
-        bandwidth._expect_recurrence("cumsum", wrong, "cpu")
+        bandwidth.expect_recurrence("cumsum", wrong, "cpu")
 
 
 def test_without_a_gpu_it_says_what_is_missing(capsys: pytest.CaptureFixture[str]):
@@ -98,7 +98,7 @@ def test_rows_are_of_what_there_is():
 @pytest.mark.parametrize("right", [True, False])
 def test_speed_is_measured_only_of_what_is_right(tmp_path: Path, right: bool):
     def correctness(row: Row) -> dict[str, Any]:
-        return command._checked("w", [Check("op", "float32", 0.0 if right else 1.0, 0.5)])
+        return command.checked("w", [Check("op", "float32", 0.0 if right else 1.0, 0.5)])
 
     cases = {"right": correctness, "peak": lambda row: {"work": "w", "peak": 1e12}}
     rows = [Row(f"gpu-{case}", case, "tiny", (1,)) for case in cases]

@@ -19,7 +19,7 @@ def test_every_kind_is_seen():
 
 def test_a_models_hooks_are_gone_afterwards():
     model = build_ours(SIZES["tiny"])
-    with op_profile._scopes(model):
+    with op_profile.profiler_scopes(model):
         assert model.lm_head._forward_hooks
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
@@ -28,17 +28,17 @@ def test_a_models_hooks_are_gone_afterwards():
 def test_ops_are_of_the_kind_of_their_module(train: bool):
     model = build_ours(SIZES["tiny"]).train(train)
     ids = random_ids(SIZES["tiny"], 40)
-    with op_profile._scopes(model), torch.profiler.profile() as profiler:
+    with op_profile.profiler_scopes(model), torch.profiler.profile() as profiler:
         if train:
             model(input_ids=ids, labels=ids, num_items_in_batch=39, use_cache=False).loss.backward()
         else:
             with torch.no_grad():
                 model(input_ids=ids, use_cache=True)
     events = profiler.events()
-    forward = {e.sequence_nr: e for e in events if e.sequence_nr >= 0 and op_profile._backward_root(e) is None}
+    forward = {e.sequence_nr: e for e in events if e.sequence_nr >= 0 and op_profile.backward_root(e) is None}
     kinds: dict[str, set[str]] = {}
     for event in events:
-        kinds.setdefault(event.name, set()).add(op_profile._kind(event, forward))
+        kinds.setdefault(event.name, set()).add(op_profile.kind_of(event, forward))
     assert kinds["aten::embedding"] == {HEAD}
     assert any("scaled_dot_product" in name and found == {ATTENTION} for name, found in kinds.items())
     # The gates' products inside the recurrence, and those of the linear layers, attention's included.

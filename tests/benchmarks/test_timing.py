@@ -1,4 +1,4 @@
-"""Interleaved measurement, on contestants that say what they took."""
+"""Interleaved measurement: contestants that say what they took get the medians and ratios worked out by hand."""
 
 from collections.abc import Callable
 

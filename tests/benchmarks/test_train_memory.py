@@ -14,7 +14,7 @@ from benchmarks.models import SIZES, Size
 def _in_this_process(monkeypatch, capsys):
     # As in a process of its own, but for the resident memory that this one keeps.
     def run(implementation, size, length, device, dtype):
-        train_memory._child(implementation, size, str(length), device, dtype)
+        train_memory.measure_in_this_process(implementation, size, str(length), device, dtype)
         loss, peak = json.loads(capsys.readouterr().out.splitlines()[-1])
         return train_memory.StepMemory(implementation, length, loss, peak)
 
@@ -34,7 +34,7 @@ def test_every_implementation_does_the_same_step():
 
 
 def test_another_loss_is_no_result(monkeypatch):
-    monkeypatch.setitem(train_memory._BUILDERS, "in-tree", lambda size: train_memory.build_in_tree(size, seed=1))
+    monkeypatch.setitem(train_memory.BUILDERS, "in-tree", lambda size: train_memory.build_in_tree(size, seed=1))
     with pytest.raises(ValueError, match="loss: expected the same of every implementation"):
         train_memory.train_memory("tiny", lengths=[24])
 

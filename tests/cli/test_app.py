@@ -1,4 +1,4 @@
-"""The program as a whole: version and help."""
+"""The program as a whole: its version is the package's, and help, shown without a command too, has every exit code."""
 
 import pytest
 

@@ -133,7 +133,7 @@ def test_an_answer_that_is_stopped_is_part_of_the_conversation(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    write, pieces = chat._write, []
+    write, pieces = chat.write_out, []
 
     def interrupting(text: str) -> None:
         write(text)
@@ -141,7 +141,7 @@ def test_an_answer_that_is_stopped_is_part_of_the_conversation(
         if len(pieces) == 5:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(chat, "_write", interrupting)
+    monkeypatch.setattr(chat, "write_out", interrupting)
     before = signal.getsignal(signal.SIGINT)
     assert _chat(monkeypatch, chat_checkpoint, USER[:2], "--session", str(tmp_path / "session")) == 0
     assert signal.getsignal(signal.SIGINT) is before
@@ -167,7 +167,7 @@ def test_a_second_interrupt_ends_the_program_and_leaves_the_file(
             for _ in range(1000):
                 pass
 
-    monkeypatch.setattr(chat, "_write", interrupting)
+    monkeypatch.setattr(chat, "write_out", interrupting)
     assert _chat(monkeypatch, chat_checkpoint, USER[1:], "--session", str(file)) == 128 + signal.SIGINT
     assert file.read_bytes() == saved
     assert list(tmp_path.iterdir()) == [file]

@@ -1,4 +1,4 @@
-"""``convert``: plan, summary, exit codes, and every problem on stderr."""
+"""``convert`` gives back the weights it got, prints its plan, and has an exit code and a line for every problem."""
 
 import re
 from pathlib import Path

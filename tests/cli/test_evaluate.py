@@ -1,4 +1,4 @@
-"""``recurrent-gemma eval``: the list of rows, the table, and how it fails."""
+"""``recurrent-gemma eval`` names every row, with a figure or the reason why there is none; a failure is one line."""
 
 import re
 import sys

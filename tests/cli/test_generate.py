@@ -108,7 +108,7 @@ def test_text_is_printed_before_the_next_token_is_computed(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     events: list[str] = []
-    write, forward = generate._write, recurrent_gemma.RecurrentGemmaForCausalLM.forward
+    write, forward = generate.write_out, recurrent_gemma.RecurrentGemmaForCausalLM.forward
 
     def recorded_write(text: str) -> None:
         events.append("text")
@@ -118,7 +118,7 @@ def test_text_is_printed_before_the_next_token_is_computed(
         events.append("forward")
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(generate, "_write", recorded_write)
+    monkeypatch.setattr(generate, "write_out", recorded_write)
     monkeypatch.setattr(recurrent_gemma.RecurrentGemmaForCausalLM, "forward", recorded_forward)
     _run(capsys, PROMPT, "--model", str(checkpoint), "--max-new-tokens", "40", "--seed", "1")
     assert events[:2] == ["text", "forward"]

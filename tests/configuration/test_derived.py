@@ -1,4 +1,4 @@
-"""Values that follow from the fields, as Transformers' cache, masking and loss code reads them."""
+"""Values that follow from the fields are what Transformers' cache, masking and loss code expects to read."""
 
 import pytest
 

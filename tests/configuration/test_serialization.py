@@ -1,4 +1,4 @@
-"""Saving, loading with overrides, copying, and what Transformers' own machinery does to a config."""
+"""A config saved, loaded with overrides or copied is the same, whatever Transformers' machinery does to it."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""What counts as a checkpoint of each kind: versions, prefixes, shards, views."""
+"""All forms of a kind of checkpoint (versions, prefixes, shards, views) read as the same values; broken ones raise."""
 
 import json
 import shutil
@@ -35,14 +35,6 @@ OLD = {"attention_window_size": 8, "embeddings_scale_by_sqrt_dim": True, "logits
 def params() -> dict[str, torch.Tensor]:
     require("recurrentgemma")
     return {name: any_values(shape, torch.bfloat16) for name, shape in jax_shapes(CONFIG).items()}
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Transformers directory in one weight file."""
-    path = tmp_path_factory.mktemp("formats") / "model"
-    RecurrentGemmaForCausalLM(CONFIG).save_pretrained(path)
-    return path
 
 
 def _expect_same(path: Path, params: dict[str, torch.Tensor]) -> None:

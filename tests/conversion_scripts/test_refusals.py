@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from recurrent_gemma import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 from recurrent_gemma.conversion_scripts import ConversionError, convert
-from tests.conversion_scripts.checkpoints import model_values, small_config, torch_shapes
+from tests.conversion_scripts.checkpoints import model_values, open_fields, small_config, torch_shapes
 from tests.support import require
 
 CONFIG = small_config("recurrentgemma-2b")
-OPTIONS = {"attention_window_size": 8, "embeddings_scale_by_sqrt_dim": True, "logits_soft_cap": 30.0}
+OPTIONS = open_fields(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,6 @@ def weights() -> dict[str, torch.Tensor]:
     """DeepMind's PyTorch parameters of a model."""
     require("recurrentgemma")
     return {name: model_values(shape, torch.float32) for name, shape in torch_shapes(CONFIG).items()}
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("refusals") / "model"
-    RecurrentGemmaForCausalLM(CONFIG).save_pretrained(path)
-    return path
 
 
 def _refused(source: Path, target: Path, error: type[Exception] = ConversionError, **options: Any) -> str:

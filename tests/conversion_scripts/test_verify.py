@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 import weakref
 from collections.abc import Callable
 from itertools import groupby, product
@@ -13,38 +12,20 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from recurrent_gemma.conversion_scripts import ConversionError, Verification, convert, verify
+from recurrent_gemma.conversion_scripts import Verification, convert, verify
 from recurrent_gemma.conversion_scripts.checkpoints import TorchCheckpoint, TransformersCheckpoint
 from recurrent_gemma.conversion_scripts.comparison import LayerDifference, StoredWeights
 from recurrent_gemma.conversion_scripts.parameter_map import Rule
-from tests.modeling.models import WINDOW, tiny_config, tiny_model
+from tests.conversion_scripts.small_models import NAMES, OPTIONS, save
+from tests.modeling.models import WINDOW
 from tests.support import require
 
 require("recurrentgemma")
 require("orbax.checkpoint")
 jax = require("jax")
 
-NAMES = {"hf": "hf", "flax": "flax", "torch": "torch.pt"}
-OPTIONS = {"attention_window_size": WINDOW, "embeddings_scale_by_sqrt_dim": True, "logits_soft_cap": 30.0}
 PAIRS = list(product(NAMES, NAMES))
 Tensors = dict[str, torch.Tensor]
-
-
-def save(folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0, **fields: object) -> Path:
-    """A Transformers directory with a model of three blocks, or of other ``fields``."""
-    model = tiny_model(tiny_config(**{"num_hidden_layers": 3, **fields}), seed=seed).to(dtype)
-    model.save_pretrained(folder / "hf")
-    return folder / "hf"
-
-
-@pytest.fixture(scope="module")
-def intact(tmp_path_factory) -> Path:
-    """A folder with one model as all kinds."""
-    folder = tmp_path_factory.mktemp("intact")
-    source = save(folder)
-    for kind in ("flax", "torch"):
-        convert(source, folder / NAMES[kind], to=kind)
-    return folder
 
 
 def altered(source: Path, target: Path, alter: Callable[[Tensors], None]) -> Path:
@@ -287,61 +268,6 @@ def test_convert_verifies_on_request(intact: Path, tmp_path: Path):
     assert result.verification and result.verification.passed
     assert result.seconds >= result.verification.seconds
     assert [phase for phase, _ in groupby(phases)] == ["check", "write", "verify"]
-
-
-def test_what_deepmind_cannot_express_is_refused_before_anything_is_written(tmp_path: Path):
-    source = save(tmp_path, num_key_value_heads=2)
-    with pytest.raises(ConversionError, match=r"DeepMind's code.* cannot express.*num_key_value_heads: expected 1"):
-        convert(source, tmp_path / "copy", to="hf", verify=True)
-    assert not (tmp_path / "copy").exists()
-    with pytest.raises(ConversionError, match="num_key_value_heads"):
-        verify(source, source)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"block_types": ["recurrent"], "lru_width": 33, "num_attention_heads": 1}, "lru_width: expected an even"),
-        ({"block_types": ["attention"], "hidden_size": 20, "lru_width": 20}, "expected a multiple of 4, .* got 5"),
-    ],
-)
-def test_widths_that_deepmind_cannot_split_are_refused(tmp_path: Path, fields: dict, message: str):
-    source = save(tmp_path, num_hidden_layers=1, **fields)
-    with pytest.raises(ConversionError, match=message):
-        verify(source, source)
-    with pytest.raises(ConversionError, match=message):
-        convert(source, tmp_path / "torch.pt")
-
-
-def test_fields_left_open(intact: Path):
-    with pytest.raises(ConversionError, match="attention_window_size, embeddings_scale_by_sqrt_dim, logits_soft_cap"):
-        verify(intact / "flax", intact / "torch.pt")
-    with pytest.raises(ConversionError, match="expected 2560"):
-        verify(intact / "flax", intact / "torch.pt", preset="2b")
-    with pytest.raises(ValueError, match="preset: expected 2b"):
-        verify(intact / "flax", intact / "torch.pt", preset="3b")
-    with pytest.raises(ValueError, match="logits_soft_cap: expected None"):
-        verify(intact / "hf", intact / "hf", logits_soft_cap=30.0)
-
-
-def test_different_shapes_are_named(intact: Path, tmp_path: Path):
-    other = save(tmp_path, intermediate_size=80)
-    with pytest.raises(ConversionError, match=r"layers\.1\.mlp_block\.down_proj\.weight: expected \(32, 48\) .source"):
-        verify(intact / "torch.pt", other)
-    deeper = save(tmp_path / "deeper", num_hidden_layers=4)
-    with pytest.raises(ConversionError, match=r"layers\.3\.channel_pre_norm\.weight: expected no such tensor"):
-        verify(intact / "torch.pt", deeper)
-
-
-def test_missing_dependency(intact: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "recurrentgemma.jax.griffin", None)
-    for call in (
-        lambda: verify(intact / "hf", intact / "hf"),
-        lambda: convert(intact / "hf", tmp_path / "a.pt", verify=True),
-    ):
-        with pytest.raises(ImportError, match=r'pip install "recurrent-gemma\[convert\]"'):
-            call()
-    assert not (tmp_path / "a.pt").exists()
 
 
 def test_a_value_that_is_not_finite_never_passes():

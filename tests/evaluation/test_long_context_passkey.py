@@ -12,7 +12,7 @@ from recurrent_gemma import demo_path
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.evaluation.long_context import passkey
 from recurrent_gemma.evaluation.long_context.haystack import Haystack
-from recurrent_gemma.evaluation.long_context.passkey import _begins_with, wilson
+from recurrent_gemma.evaluation.long_context.passkey import begins_with, wilson
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 from tests.modeling.models import tiny_config, tiny_model
 
@@ -197,7 +197,7 @@ def test_scores_of_a_real_model_are_those_of_whole_texts(tokenizer: Any, config:
         key = scores.pop(prompt.answer)
         gains.append(key - sum(scores) / 3)
         ranks.append(1 + sum(score > key for score in scores))
-        exact += _begins_with(tokenizer.decode(greedy(model, prompt.ids, 8)), prompt.key)
+        exact += begins_with(tokenizer.decode(greedy(model, prompt.ids, 8)), prompt.key)
     options = {"lengths": [100], "depths": [0.5], "rounds": 2, "candidates": 4, "keys": NAMES}
     for batch_size, chunk_size in ((1, 512), (3, 33), (8, 1)):
         (cell,) = passkey(model, tokenizer, **options, batch_size=batch_size, chunk_size=chunk_size)
@@ -216,10 +216,8 @@ def greedy(model: RecurrentGemmaForCausalLM, ids: list[int], count: int) -> list
 
 
 def test_an_answer_is_the_key_and_no_more():
-    assert (
-        _begins_with(" 12345. And", "12345") and _begins_with("Moses", "Moses") and _begins_with("Moses, who", "Moses")
-    )
-    assert not _begins_with("123456", "12345") and not _begins_with("the 12345", "12345")
+    assert begins_with(" 12345. And", "12345") and begins_with("Moses", "Moses") and begins_with("Moses, who", "Moses")
+    assert not begins_with("123456", "12345") and not begins_with("the 12345", "12345")
 
 
 def test_wilson_intervals():

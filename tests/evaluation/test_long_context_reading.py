@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recurrent_gemma.evaluation.long_context import excerpts, token_losses
-from recurrent_gemma.evaluation.long_context.reading import _chunks
+from recurrent_gemma.evaluation.long_context.reading import chunk_spans
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
 from recurrent_gemma.modeling.layers import RecurrentGemmaAttention
 from tests.modeling.models import WINDOW, tiny_config, tiny_model
@@ -101,9 +101,9 @@ def test_a_recurrence_that_is_reset_keeps_the_window(chunk_size: int):
 
 
 def test_chunks_end_at_borders():
-    assert _chunks(10, 4, None) == [slice(0, 4), slice(4, 8), slice(8, 10)]
-    assert _chunks(10, 4, 5) == [slice(0, 4), slice(4, 5), slice(5, 9), slice(9, 10)]
-    assert _chunks(7, 100, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert chunk_spans(10, 4, None) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert chunk_spans(10, 4, 5) == [slice(0, 4), slice(4, 5), slice(5, 9), slice(9, 10)]
+    assert chunk_spans(7, 100, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
 
 
 def test_excerpts_are_the_text_from_places_at_equal_distances():

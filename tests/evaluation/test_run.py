@@ -188,8 +188,8 @@ def test_whose_figures_of_the_card(demo: LoadedModel, tmp_path: Path):
     report = evaluate(demo, card_model="2b-it", chat_template=False, **options)
     assert report.rows[0].card == figures["2b-it"] and report.settings["chat_template"] is False
     tuned = LoadedModel(tmp_path / "recurrentgemma-2b-it", demo.model, demo.tokenizer)
-    assert run._card_model_of(tuned.name) == "2b-it"
-    assert [run._card_model_of(name) for name in ("2b", "recurrentgemma-2b", "italian-2b")] == ["2b"] * 3
+    assert run.card_model_of(tuned.name) == "2b-it"
+    assert [run.card_model_of(name) for name in ("2b", "recurrentgemma-2b", "italian-2b")] == ["2b"] * 3
 
 
 def test_prompts_of_an_instruction_tuned_model_are_chats(demo: LoadedModel, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Documents of WinoBias and BOLD from rows of their data sets."""
+"""Documents of WinoBias and BOLD are what rows of their data sets say; rows of another form are refused."""
 
 import pytest
 

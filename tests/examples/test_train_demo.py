@@ -1,4 +1,4 @@
-"""The pieces of the script that makes the demo checkpoint, on small inputs."""
+"""The script that makes the demo checkpoint, in pieces: each equals its definition on small inputs; a run resumes."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Both names of the cache, with every supported release of Transformers."""
+"""Both names of the cache work with every supported release of Transformers, and two caches at once are refused."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""One decode step as an exported program that holds no state, against the model."""
+"""One decode step, exported as a program that holds no state, decodes as the model does."""
 
 import pytest
 import torch

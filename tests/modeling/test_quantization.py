@@ -1,31 +1,34 @@
-"""Weights quantized by torchao: which they are, what they change, how they are saved, and what is refused."""
+"""Weights quantized by torchao: which they are, what they change, and what is refused."""
 
-import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    TorchAoConfig,
-    pipeline,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from recurrent_gemma import demo_path
 from recurrent_gemma.modeling import RecurrentGemmaCache, RecurrentGemmaForCausalLM, RecurrentGemmaModel
-from recurrent_gemma.modeling.layers import LINEAR_LAYERS
+from recurrent_gemma.modeling.layers import LINEAR_LAYER_NAMES
 from tests.held_out import held_out_chapters, perplexity
 from tests.modeling.models import tiny_config, tiny_model
+from tests.modeling.quantized import (
+    DOWN,
+    EVERY_SCHEME,
+    INT4,
+    INT8,
+    PROMPT,
+    SAVED_SCHEMES,
+    UNPACKED,
+    intx,
+    load,
+    logits,
+    quantized_names,
+)
 from tests.support import require
 from tests.tolerances import (
     INT4_PERPLEXITY,
@@ -38,44 +41,12 @@ from tests.tolerances import (
 
 require("torchao")
 from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig  # noqa: E402
-from torchao.quantization import (  # noqa: E402
-    FqnToConfig,
-    Int4WeightOnlyConfig,
-    Int8WeightOnlyConfig,
-    IntxWeightOnlyConfig,
-    PerGroup,
-)
-from torchao.utils import TorchAOBaseTensor  # noqa: E402
-
-
-def intx(bits: int, group: int) -> IntxWeightOnlyConfig:
-    return IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=PerGroup(group))
-
-
-INT8, INT4, UNPACKED = Int8WeightOnlyConfig(), PrototypeInt4WeightOnlyConfig(group_size=32), intx(4, 32)
-EVERY_SCHEME = pytest.mark.parametrize("scheme", [INT8, INT4, UNPACKED], ids=["int8", "int4", "unpacked int4"])
-SAVED_SCHEMES = pytest.mark.parametrize("scheme", [INT8, UNPACKED], ids=["int8", "unpacked int4"])
-WEIGHTS = "model.safetensors"
-DOWN = "model.layers.0.mlp_block.down_proj"
-PROMPT = torch.tensor([[2, *range(100, 140)]])
-NAMES = [name for names in LINEAR_LAYERS.values() for name in names]
-
-
-def load(scheme: Any, *, source: Any = None, cls: Any = RecurrentGemmaForCausalLM, **options: Any) -> Any:
-    """The demo model, or the one at ``source``, quantized on loading; options of ``TorchAoConfig`` are sorted out."""
-    fields = ("modules_to_not_convert", "include_input_output_embeddings", "untie_embedding_weights")
-    quantization = TorchAoConfig(scheme, **{name: options.pop(name) for name in fields if name in options})
-    options = {"dtype": torch.bfloat16, **options}
-    return cls.from_pretrained(source or demo_path(), quantization_config=quantization, **options)
-
-
-def quantized_names(model: nn.Module) -> set[str]:
-    return {name for name, parameter in model.named_parameters() if isinstance(parameter, TorchAOBaseTensor)}
+from torchao.quantization import FqnToConfig, Int4WeightOnlyConfig  # noqa: E402
 
 
 def linear_names(model: nn.Module) -> set[str]:
     names = (name for name, _ in model.named_parameters())
-    return {name for name in names if name.endswith(".weight") and name.split(".")[-2] in NAMES}
+    return {name for name in names if name.endswith(".weight") and name.split(".")[-2] in LINEAR_LAYER_NAMES}
 
 
 def in_full(linear: nn.Module) -> torch.Tensor:
@@ -83,22 +54,9 @@ def in_full(linear: nn.Module) -> torch.Tensor:
     return nn.functional.linear(torch.eye(linear.in_features), linear.weight).T
 
 
-@torch.no_grad()
-def logits(model: nn.Module, ids: torch.Tensor = PROMPT) -> torch.Tensor:
-    return model(ids).logits
-
-
 @pytest.fixture(scope="module")
 def plain() -> RecurrentGemmaForCausalLM:
     return RecurrentGemmaForCausalLM.from_pretrained(demo_path(), dtype=torch.bfloat16)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of the int8 demo model, not to be changed."""
-    path = tmp_path_factory.mktemp("int8")
-    load(INT8).save_pretrained(path)
-    return path
 
 
 # --- What is quantized ------------------------------------------------------------------------------------------------
@@ -123,8 +81,12 @@ def test_the_linear_layers_are_quantized_and_nothing_else(plain, scheme, cls):
 def test_every_linear_layer_is_of_torchs_class():
     # bitsandbytes quantizes no subclass of it, and says nothing.
     modules = tiny_model().named_modules()
-    classes = {name.rpartition(".")[2]: type(module) for name, module in modules if name.rpartition(".")[2] in NAMES}
-    assert classes == dict.fromkeys(NAMES, nn.Linear)
+    classes = {
+        name.rpartition(".")[2]: type(module)
+        for name, module in modules
+        if name.rpartition(".")[2] in LINEAR_LAYER_NAMES
+    }
+    assert classes == dict.fromkeys(LINEAR_LAYER_NAMES, nn.Linear)
 
 
 @pytest.mark.parametrize(
@@ -208,67 +170,6 @@ def test_perplexity_of_int2_is_beyond_the_bar(perplexity_in_bf16):
     assert perplexity_in_bf16(load(intx(2, 32))) > 3 * INT4_PERPLEXITY
 
 
-# --- Saving and loading -----------------------------------------------------------------------------------------------
-
-
-@SAVED_SCHEMES
-def test_saved_and_loaded(scheme, tmp_path):
-    model = load(scheme)
-    model.save_pretrained(tmp_path / "one")
-    model.save_pretrained(tmp_path / "shards", max_shard_size="2MB")
-    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
-    assert (tmp_path / "one" / WEIGHTS).stat().st_size < 0.65 * (demo_path() / WEIGHTS).stat().st_size
-    for cls, folder in ((AutoModelForCausalLM, "one"), (RecurrentGemmaForCausalLM, "shards")):
-        loaded = cls.from_pretrained(tmp_path / folder)
-        assert loaded.dtype == torch.bfloat16
-        assert quantized_names(loaded) == quantized_names(model)
-        assert torch.equal(logits(loaded), logits(model))
-
-
-def test_packed_int4_is_not_saved(tmp_path):
-    with pytest.raises(ValueError, match=r"Unsupported tensor type.*Int4OpaqueTensor"):
-        load(INT4).save_pretrained(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def damaged(saved: Path, folder: Path, changes: dict[str, Any]) -> Path:
-    """A copy whose tensors are replaced; None removes one."""
-    shutil.copytree(saved, folder)
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        metadata = file.metadata()
-    weights = {**load_file(folder / WEIGHTS), **changes}
-    save_file({name: w for name, w in weights.items() if w is not None}, folder / WEIGHTS, metadata)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"weight_qdata": None, "weight_scale": None, "weight_zero_point": None}, f"missing: {DOWN}.weight."),
-        ({"weight_qdata": torch.zeros(256, 700, dtype=torch.int8)}, f"misshapen: {DOWN}.weight (expected (256, 768), "),
-    ],
-    ids=["missing", "misshapen"],
-)
-def test_a_broken_checkpoint_is_named(saved, tmp_path, changes, message):
-    folder = damaged(saved, tmp_path / "broken", {f"{DOWN}._{name}": value for name, value in changes.items()})
-    with pytest.raises(ValueError, match=re.escape(message)):
-        RecurrentGemmaForCausalLM.from_pretrained(folder)
-
-
-def test_a_weight_in_full_where_the_config_says_quantized(saved, tmp_path):
-    changes = dict.fromkeys(f"{DOWN}._weight_{part}" for part in ("qdata", "scale", "zero_point"))
-    folder = damaged(saved, tmp_path / "mixed", {**changes, f"{DOWN}.weight": torch.zeros(256, 768)})
-    with pytest.raises(ValueError, match=re.escape(f"not quantized: {DOWN}.")):
-        RecurrentGemmaForCausalLM.from_pretrained(folder)
-
-
-def test_the_scheme_of_a_checkpoint_stands(saved):
-    # A scheme that does not fit is no error where it is not used.
-    with pytest.warns(UserWarning, match="already has a `quantization_config`"):
-        model = load(intx(4, 96), source=saved)
-    assert {type(model.get_parameter(name)).__name__ for name in quantized_names(model)} == {"Int8Tensor"}
-
-
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +182,7 @@ def test_the_scheme_of_a_checkpoint_stands(saved):
 def test_groups_that_do_not_fit(scheme, cls):
     with pytest.raises(ValueError, match=r"^group_size: .*got 96 in 256 of model\.layers\.0\.mlp_block") as caught:
         load(scheme, cls=cls)
-    assert all(name in str(caught.value) for name in NAMES if name != "down_proj")
+    assert all(name in str(caught.value) for name in LINEAR_LAYER_NAMES if name != "down_proj")
     assert "down_proj" not in str(caught.value)
 
 
@@ -341,18 +242,6 @@ def test_split_equals_whole(scheme):
     assert_close(torch.cat(pieces, dim=1), expected, tolerance, "split")
 
 
-@torch.no_grad()
-def test_files_of_states_go_between_the_forms(plain, tmp_path):
-    model = load(INT8)
-    cache = RecurrentGemmaCache(model.config)
-    model(PROMPT, past_key_values=cache)
-    cache.save(tmp_path / "state")
-    loaded = RecurrentGemmaCache.load(tmp_path / "state", plain.config)
-    next_ids = PROMPT[:, -1:]
-    expected = plain(next_ids, past_key_values=cache).logits
-    assert torch.equal(plain(next_ids, past_key_values=loaded).logits, expected)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", [INT8, INT4], ids=["int8", "int4"])
 @torch.no_grad()
@@ -367,16 +256,3 @@ def test_compiled_without_graph_breaks(scheme):
     tolerance = logits_tolerance(SPLIT_EQUALS_WHOLE_LOGITS, expected)
     assert_close(torch.cat(pieces, dim=1), expected, tolerance, "compiled")
     assert counter.frame_count == 2
-
-
-def test_pipeline(saved):
-    tokenizer = AutoTokenizer.from_pretrained(demo_path())
-    loaded = pipeline("text-generation", model=str(saved), tokenizer=tokenizer)
-    quantization = {"quantization_config": TorchAoConfig(INT8), "dtype": torch.bfloat16}
-    quantized = pipeline("text-generation", model=str(demo_path()), model_kwargs=quantization)
-    texts = [
-        generator("In the beginning", max_new_tokens=8, do_sample=False, temperature=None, top_p=None)
-        for generator in (loaded, quantized)
-    ]
-    assert texts[0] == texts[1] and texts[0][0]["generated_text"].startswith("In the beginning ")
-    assert json.loads((saved / "config.json").read_text())["quantization_config"]["quant_method"] == "torchao"

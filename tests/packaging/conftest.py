@@ -10,16 +10,19 @@ import pytest
 
 from tests.support import LINKS, ROOT
 
-NOT_SHIPPED = ("__pycache__", "*.py[co]", ".*")
+# What is shipped beside the package and its folders of code.
+BESIDE = (".ci", ".github", "benchmarks", "docs", "examples", "tests")
+NOT_SHIPPED = ("__pycache__", "*.py[co]", "venv.*")
 
 
 @pytest.fixture(scope="package")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what a build reads, links kept, so that the checkout gets no build leftovers."""
     copy = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
-        shutil.copy(ROOT / name, copy)
-    for name in ("recurrent_gemma", *LINKS):
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, copy)
+    for name in ("recurrent_gemma", *LINKS, *BESIDE):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns(*NOT_SHIPPED))
     return copy
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import LINKS, ROOT, run_python
+from tests.support import LINKS, ROOT, require, run_python
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,28 @@ def test_sdist_holds_every_file_as_a_regular_file(archives: dict[str, Path], exp
         assert all(member.isreg() for member in members)
         contents = {member.name.split("/", 1)[1]: sdist.extractfile(member).read() for member in members}
     assert {name: data for name, data in contents.items() if name.startswith("recurrent_gemma/")} == expected
-    assert {"pyproject.toml", "README.md", "LICENSE", "NOTICE"} <= contents.keys()
+
+
+def test_sdist_holds_what_its_tests_and_its_site_need(archives: dict[str, Path], source: Path):
+    with tarfile.open(archives["sdist"]) as sdist:
+        names = {member.name.split("/", 1)[1] for member in sdist.getmembers() if not member.isdir()}
+    folders = tuple(f"{name}/" for name in ("build", "recurrent_gemma", "recurrent_gemma.egg-info", *LINKS))
+    expected = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    # setuptools' own: metadata, and an empty configuration.
+    made = {"PKG-INFO", "setup.cfg"}
+    assert {name for name in names - made if not name.startswith(folders)} == {
+        name for name in expected if not name.startswith(folders)
+    }
+    assert {".ci/run", "tests/conftest.py", "docs/design.md", "mkdocs.yml", "CITATION.cff", "SECURITY.md"} <= names
+
+
+def test_archives_are_sound_and_small(archives: dict[str, Path]):
+    require("twine")
+    done = run_python("-m", "twine", "check", "--strict", *map(str, archives.values()), cwd=archives["sdist"].parent)
+    assert done.stdout.count("PASSED") == len(archives)
+    # The small model is 10.9 MB, of which compression leaves four fifths.
+    sizes = {kind: path.stat().st_size / 1e6 for kind, path in archives.items()}
+    assert sizes["wheel via sdist"] < 10 and sizes["wheel from checkout"] < 10 and sizes["sdist"] < 14
 
 
 # Left out: what runs inside vLLM, which is imported there.

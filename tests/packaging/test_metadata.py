@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from tests.support import ROOT, run_python
@@ -20,7 +21,8 @@ def test_version_is_the_same_everywhere(distribution: importlib.metadata.Distrib
     releases = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     code = "import recurrent_gemma; print(recurrent_gemma.__version__)"
     imported = run_python("-c", code, cwd=tmp_path, env={"PYTHONPATH": str(site)}).stdout.strip()
-    assert distribution.version == imported == releases[0]
+    (cited,) = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE)
+    assert distribution.version == imported == releases[0] == cited
 
 
 def test_command_and_licence(distribution: importlib.metadata.Distribution):
@@ -28,6 +30,28 @@ def test_command_and_licence(distribution: importlib.metadata.Distribution):
     assert (command.name, command.value) == ("recurrent-gemma", "recurrent_gemma.cli:main")
     assert distribution.metadata["License-Expression"] == "Apache-2.0"
     assert distribution.metadata.get_all("License-File") == ["LICENSE", "NOTICE"]
+
+
+def test_citation_and_templates_can_be_read():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["license"] == "Apache-2.0"
+    assert {"message", "title", "authors", "version", "date-released"} <= citation.keys()
+    assert f"## [{citation['version']}] - {citation['date-released']}" in (ROOT / "CHANGELOG.md").read_text()
+    named = [entry["value"].removeprefix("arXiv:") for of in citation["references"] for entry in of["identifiers"]]
+    assert [number for number in named if number not in (ROOT / "README.md").read_text()] == []
+    templates = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.stem != "config"]
+    assert len(templates) == 4
+    for template in map(yaml.safe_load, (path.read_text() for path in templates)):
+        assert template.keys() == {"name", "description", "labels", "body"}
+        fields = [field for field in template["body"] if field["type"] != "markdown"]
+        assert fields and all(field["id"] and field["attributes"]["label"] for field in fields)
+
+
+def test_the_notice_names_what_the_small_model_was_made_of():
+    notice, card = ((ROOT / path).read_text() for path in ("NOTICE", "recurrent_gemma/demo/README.md"))
+    for source in ("bible-kjv-text", "janeaustenr", "heldout.txt"):
+        assert source in notice and source in card
+    assert "THE SOFTWARE IS PROVIDED" in notice  # the MIT licence of janeaustenr asks for its notice
 
 
 def test_lower_bounds_are_the_versions_that_ci_tests(distribution: importlib.metadata.Distribution):

@@ -1,4 +1,4 @@
-"""The public names, pinned: what is added or taken away shows up here, and in the changelog."""
+"""The public names and their signatures, pinned: what changes shows up here, and in the changelog."""
 
 import importlib
 import pkgutil
@@ -6,6 +6,7 @@ import pkgutil
 import pytest
 
 import recurrent_gemma
+from tests.packaging import public_api
 
 PUBLIC_NAMES = {
     "recurrent_gemma": """
@@ -84,6 +85,11 @@ def test_every_package_is_pinned():
     packages = {"recurrent_gemma", *(module.name for module in walked if module.ispkg)}
     assert packages == PUBLIC_NAMES.keys() | WITHOUT_NAMES
     assert not any(hasattr(importlib.import_module(package), "__all__") for package in WITHOUT_NAMES)
+
+
+def test_signatures_are_those_that_are_written_down():
+    # Renew it with `python -m tests.packaging.public_api`, and write what changed into the changelog.
+    assert public_api.lines(list(PUBLIC_NAMES)) == public_api.PATH.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("package", [name for name in PUBLIC_NAMES if name != "recurrent_gemma.cli"])

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from recurrent_gemma.modeling.layers import LayerContext, apply_rotary, rotary_angles
+from recurrent_gemma.modeling.layer_interface import LayerContext
+from recurrent_gemma.modeling.layers import apply_rotary, rotary_angles
 from recurrent_gemma.modeling.ops.local_attention import local_attention
 from tests.serving.engines import batch, layers, model, reference, state
 from tests.tolerances import assert_close_by_max, forward_tolerance

@@ -1,4 +1,4 @@
-"""LoRA on this family: what is adapted, merged, saved, disabled, generated, checkpointed, and shared with in-tree."""
+"""LoRA on this family: merged equals unmerged, disabled the base, saved what is loaded, here and in in-tree's class."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""PEFT's other methods: those that wrap linear layers, those that prepend embeddings, and those that prepend keys."""
+"""PEFT's other methods: those that wrap layers or prepend embeddings train, those that prepend keys are refused."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Adapters on quantized weights: what trains, what comes back from files, and what cannot."""
+"""Adapters on quantized weights learn and come back from files; what has no gradient or no file is refused."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Training in half precision, and compiled."""
+"""Half precision stays close to fp32, keeps the state in fp32 and shows overflow; compiled steps equal eager ones."""
 
 import math
 

@@ -77,7 +77,7 @@ class RecurrentGemmaModelTest(_LanguageModelTests, unittest.TestCase):
         fields, _ = OTHER_FIELDS.get(self._testMethodName, ({}, ""))
         self.model_tester = RecurrentGemmaModelTester(**fields)
         if self._testMethodName in LENIENT_LOADING:
-            lenient = mock.patch("recurrent_gemma.modeling.model.expect_complete")
+            lenient = mock.patch("recurrent_gemma.modeling.pretrained.expect_complete")
             lenient.start()
             self.addCleanup(lenient.stop)
 

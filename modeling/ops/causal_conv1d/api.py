@@ -91,7 +91,8 @@ def conv_history(x: Tensor, history: Tensor, *, starts: Tensor | None = None, va
     Args:
         x: (B, L, R) inputs; L may be 0.
         history: (B, K - 1, R), the last valid inputs before x, in x's dtype.
-        starts, valid: (B, L) bool, as there.
+        starts: (B, L) bool, as there.
+        valid: (B, L) bool, as there.
 
     Returns:
         (B, K - 1, R).

@@ -42,7 +42,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl: str |
     Raises:
         ValueError: ``impl`` does not exist or cannot take these shapes.
     """
-    backend = choose_backend("linear", impl, _BACKENDS, "torch" if impl else _default_backend(x, weight))
+    backend = choose_backend("linear", impl, _BACKENDS, "torch" if impl else default_backend(x, weight))
     if backend == "torch":
         return F.linear(x, weight, bias)
     if impl in ("blocked", "reduced"):
@@ -75,7 +75,7 @@ def block_diagonal_linear(x: Tensor, weight: Tensor, bias: Tensor, *, impl: str 
         ValueError: ``impl`` does not exist or cannot take these shapes.
     """
     # A batch of matrices, so all threads work at one row as well; in half precision torch takes them one by one.
-    default = "torch" if impl else _default_backend(x, weight, batched=True)
+    default = "torch" if impl else default_backend(x, weight, batched=True)
     backend = choose_backend("block_diagonal_linear", impl, ("torch", "reduced", "widened"), default)
     heads, width, _ = weight.shape
     if backend == "reduced":
@@ -88,7 +88,7 @@ def block_diagonal_linear(x: Tensor, weight: Tensor, bias: Tensor, *, impl: str 
     return multiply(bias[:, None], blocks, weight).transpose(0, 1).reshape(x.shape)
 
 
-def _default_backend(x: Tensor, weight: Tensor, *, batched: bool = False) -> str:
+def default_backend(x: Tensor, weight: Tensor, *, batched: bool = False) -> str:
     # Weights of other classes, quantized ones above all, bring their own product.
     if not x.is_cpu or torch.is_grad_enabled() or weight.dtype != x.dtype or type(weight) not in _PLAIN:
         return "torch"

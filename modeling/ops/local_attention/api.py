@@ -42,8 +42,10 @@ def local_attention(
 
     Args:
         query: (B, H, L, D), any floating dtype; no empty dimension.
-        key, value: (B, G, L, D), G divides H. RoPE, if any, is already applied.
-        past_key, past_value: (B, G, P, D), earlier keys and values in order, the newest last; both or neither.
+        key: (B, G, L, D), G divides H. RoPE, if any, is already applied, as to the query.
+        value: (B, G, L, D).
+        past_key: (B, G, P, D), earlier keys in order, the newest last.
+        past_value: (B, G, P, D), their values; both or neither.
         window: W >= 1.
         past_length: (B,) int, how many of the past columns, counted from the newest, belong to the document that goes
             on here; all when None.

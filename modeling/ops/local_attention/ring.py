@@ -32,11 +32,17 @@ def local_attention_ring_(
 
     Args:
         query: (B, H, L, D).
-        key, value: (B, G, L, D).
-        ring_key, ring_value: (B, G, W + 1, D). **Changed in place** at the free slot when L = 1, else not at all.
+        key: (B, G, L, D).
+        value: (B, G, L, D).
+        ring_key: (B, G, W + 1, D). **Changed in place** at the free slot when L = 1, else not at all.
+        ring_value: The same of values.
         free: (B,) int64, each row's free slot; the slot before it, cyclically, holds the newest token.
         past_length: (B,) int, tokens before these that belong to the document which goes on here.
-        starts, valid, scaling, dropout, impl: As in ``local_attention``.
+        starts: As in ``local_attention``, and so are the others.
+        valid: (B, L) bool.
+        scaling: Factor of the scores.
+        dropout: Probability of dropping an attention weight.
+        impl: Forces a backend.
 
     Returns:
         Output (B, H, L, D) and the ring after these tokens: keys, values (the same tensors when L = 1), free slots.

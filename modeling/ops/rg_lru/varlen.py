@@ -98,7 +98,9 @@ def rg_lru_varlen_(
     holds for tokens after the last sequence. The host never waits for a CUDA device.
 
     Args:
-        x, input_gate, recurrence_gate: (T, R), any floating dtype; T, R >= 1.
+        x: (T, R), any floating dtype; T, R >= 1.
+        input_gate: (T, R), before its sigmoid.
+        recurrence_gate: (T, R), before its sigmoid.
         a_param: (R,).
         state: (pages, R) in fp32 (fp64 for fp64 inputs), any strides. Changed at the pages of sequences that have
             tokens, nowhere else.

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.learning.models import COMPARED, MODELS, REACH, WINDOW, build, parameter_count, signed_recurrence
 from benchmarks.learning.tasks import TASKS, last_marker
-from benchmarks.learning.training import _loss
+from benchmarks.learning.training import training_loss
 from recurrent_gemma.modeling import layers
 
 MARKER = TASKS["marker"]
@@ -58,7 +58,7 @@ def _gradients(name: str) -> dict[str, torch.Tensor]:
         for layer in model.model.layers:
             layer.temporal_block.conv_1d.weight.mul_(10)
     batch = last_marker(4, 32, torch.Generator().manual_seed(0))
-    _loss(model, batch, MODELS[name]).backward()
+    training_loss(model, batch, MODELS[name]).backward()
     return {key: parameter.grad for key, parameter in model.named_parameters()}
 
 

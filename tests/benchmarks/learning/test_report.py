@@ -59,7 +59,7 @@ def test_a_part_of_the_suite_is_run_written_and_drawn(
 ):
     monkeypatch.setattr(training, "TEST_ROWS", 8)
     # In this process, which has the patch and the imports.
-    monkeypatch.setattr(command, "_run_all", lambda jobs, processes: map(command._run_job, jobs))
+    monkeypatch.setattr(command, "_run_all", lambda jobs, processes: map(command.run_job, jobs))
     (tmp_path / "evidence.md").write_text(PAGE)
     parts = ["--tasks", "flip-flop", "--models", "hawk", "local", "--seeds", "1", "--steps", "2"]
     found = _run(tmp_path, *parts)
@@ -135,7 +135,7 @@ def test_the_suite_holds_every_comparison_and_its_controls():
     options = command.argparse.Namespace(
         tasks=None, models=None, seeds=None, steps=None, learning_rates=None, device="cpu"
     )
-    jobs = list(command._jobs(options))
+    jobs = list(command.planned_jobs(options))
     assert len(jobs) == len(set(jobs)) == 3 * (4 * len(TASKS) + 3)
     assert {job[2] for job in jobs} == {0, 1, 2}
     assert ("parity", "hawk-signed", 0, None, None, "cpu") in jobs

@@ -130,10 +130,10 @@ def test_redrawing_makes_the_same_files(written: Path, tmp_path: Path):
 
 
 def test_cells_have_the_digits_that_tell_their_ends_apart():
-    assert report._signed([0.5, 0.4, 0.6]) == "+0.500 (+0.400 to +0.600)"
-    assert report._signed([-0.00012, -0.0002, 0.0001]) == "-0.00012 (-0.00020 to +0.00010)"
-    assert report._perplexity([0.0, 0.0, 0.0]) == "1.00 (1.00 to 1.00)"
-    assert report._share([0.5, 0.25, 0.75]) == "50 % (25 to 75)"
+    assert report.signed([0.5, 0.4, 0.6]) == "+0.500 (+0.400 to +0.600)"
+    assert report.signed([-0.00012, -0.0002, 0.0001]) == "-0.00012 (-0.00020 to +0.00010)"
+    assert report.perplexity([0.0, 0.0, 0.0]) == "1.00 (1.00 to 1.00)"
+    assert report.share([0.5, 0.25, 0.75]) == "50 % (25 to 75)"
     assert title("narrow", 128) == "128 keys instead of 129"
 
 

@@ -1,4 +1,4 @@
-"""The recipe for several processes, in short and on a CPU, as its first lines say to start it."""
+"""The recipe for several processes, started as its first lines say, trains one model in both, short and on a CPU."""
 
 import json
 

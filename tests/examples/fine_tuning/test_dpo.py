@@ -1,4 +1,4 @@
-"""The DPO recipe in a short form: its pairs, and the preference that it teaches."""
+"""The DPO recipe in a short form: its pairs differ in order alone, and training moves the preference."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The LoRA recipe in a short form: its lessons, its measure, and what it leaves behind."""
+"""The LoRA recipe in a short form: lessons of both kinds, a loss that falls, an adapter and a merged model in files."""
 
 import json
 from pathlib import Path

@@ -185,7 +185,7 @@ def test_labels_that_are_counted_and_left_out_are_warned_of(caplog):
     mask = torch.ones_like(ids)
     mask[1, :3] = 0
     labels = ids.masked_fill(mask == 0, -100)
-    causal_lm._log_uncounted.cache_clear()
+    causal_lm.log_uncounted.cache_clear()
     model(ids, labels=labels.masked_fill(torch.arange(9) == 3, -100), attention_mask=mask, num_items_in_batch=12)
     model(ids, labels=labels, attention_mask=mask)
     assert not caplog.records

@@ -75,7 +75,7 @@ def test_default_route_by_shape_dtype_and_mode(threads, slow_halves, monkeypatch
 
     def route(rows, width_out=10, *, dtype=torch.float32, weight_dtype=None, **options):
         x, weight = draw((rows, 6), (width_out, 6), dtype=dtype)
-        return api._default_backend(x, weight.to(weight_dtype or dtype), **options)
+        return api.default_backend(x, weight.to(weight_dtype or dtype), **options)
 
     assert route(1) == "torch"  # gradients are recorded
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_fast_halves_are_left_to_torch(monkeypatch):
     monkeypatch.setattr(api, "_is_slow_on_cpu", lambda dtype: False)
     x, weight = draw((64, 6), (10, 6), dtype=torch.bfloat16)
     with torch.no_grad():
-        assert api._default_backend(x, weight) == "torch"
+        assert api.default_backend(x, weight) == "torch"
 
 
 def test_weights_of_other_classes_bring_their_own_product():
@@ -103,8 +103,8 @@ def test_weights_of_other_classes_bring_their_own_product():
 
     x, weight = draw((1, 6), (10, 6))
     with torch.no_grad():
-        assert api._default_backend(x, weight.as_subclass(Quantized)) == "torch"
-        assert api._default_backend(x, torch.nn.Parameter(weight)) in ("torch", "blocked")
+        assert api.default_backend(x, weight.as_subclass(Quantized)) == "torch"
+        assert api.default_backend(x, torch.nn.Parameter(weight)) in ("torch", "blocked")
 
 
 def test_compiled_rows_are_reduced_and_equal():

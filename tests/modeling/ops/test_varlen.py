@@ -5,22 +5,10 @@ import itertools
 import pytest
 import torch
 
-from recurrent_gemma.modeling.ops import (
-    causal_conv1d,
-    causal_conv1d_varlen,
-    causal_conv1d_varlen_,
-    rg_lru,
-    rg_lru_varlen,
-    rg_lru_varlen_,
-)
-from tests.modeling.ops.test_causal_conv1d import draw as draw_conv
-from tests.modeling.ops.test_rg_lru import draw as draw_rg_lru
+from tests.modeling.ops.packed_ops import DEVICE, TAPS, WIDTH, Conv, RgLru, both, bounds, narrowed, tokens_of
 from tests.support import require
 from tests.tolerances import assert_close_by_max, backward_tolerance, forward_tolerance
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TAPS = 4
-WIDTH = 10  # with small tiles a block of channels and a part of one
 # Decoding; the same length for all; empty, K - 1, K, around a tile of 8 steps, and a prime.
 DECODE = (1, 1, 1, 1)
 MIXED = (1, 0, 3, 9, 1, 4, 2, 8, 23, 7)
@@ -38,65 +26,6 @@ def _small_tiles(monkeypatch):
     for kernels in (conv, scan):
         monkeypatch.setattr(kernels, "_CHANNELS", 8)
         monkeypatch.setattr(kernels, "_STEPS", 8)
-
-
-def bounds(lengths):
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=DEVICE)
-
-
-class RgLru:
-    """How the recurrence is called."""
-
-    name, torch_backend = "rg_lru", "chunked"
-    packed, serve = staticmethod(rg_lru_varlen), staticmethod(rg_lru_varlen_)
-    memory = (WIDTH,)
-
-    @staticmethod
-    def draw(tokens, sequences, dtype):
-        """Tensors over tokens, parameters, and a memory for each sequence."""
-        x, input_gate, recurrence_gate, a_param, _ = draw_rg_lru(1, tokens, WIDTH, dtype)
-        h0 = torch.randn(sequences, WIDTH, dtype=torch.promote_types(dtype, torch.float32))
-        return [t.to(DEVICE) for t in (x[0], input_gate[0], recurrence_gate[0], a_param, h0)]
-
-    @staticmethod
-    def alone(x, input_gate, recurrence_gate, a_param, memory, initial):
-        starts = torch.zeros(1, x.shape[0], dtype=torch.bool, device=DEVICE)
-        starts[:, 0] = not initial
-        y, last = rg_lru(*(t[None] for t in (x, input_gate, recurrence_gate)), a_param, memory[None], starts=starts)
-        return y[0], last[0]
-
-
-class Conv:
-    """How the convolution is called."""
-
-    name, torch_backend = "causal_conv1d", "shifted"
-    packed, serve = staticmethod(causal_conv1d_varlen), staticmethod(causal_conv1d_varlen_)
-    memory = (TAPS - 1, WIDTH)
-
-    @staticmethod
-    def draw(tokens, sequences, dtype):
-        x, weight, bias, _ = draw_conv(1, tokens, WIDTH, TAPS, dtype)
-        history = torch.randn(sequences, TAPS - 1, WIDTH, dtype=torch.float64).to(dtype)
-        return [t.to(DEVICE) for t in (x[0], weight, bias, history)]
-
-    @staticmethod
-    def alone(x, weight, bias, memory, initial):
-        y, last = causal_conv1d(x[None], weight, bias, memory[None] if initial else None)
-        return y[0], last[0]
-
-
-def tokens_of(op, tensors, span):
-    """The arguments of a part of the tokens; parameters as they are."""
-    count = 3 if op is RgLru else 1
-    return [t[span] for t in tensors[:count]] + list(tensors[count:-1])
-
-
-def narrowed(tensors):
-    """Two channels of each."""
-    return [t[..., :2].contiguous() if t.shape[-1] == WIDTH else t[:2].contiguous() for t in tensors]
-
-
-both = pytest.mark.parametrize("op", [RgLru, Conv])
 
 
 def evaluate(op, inputs, weight, impl, memory, cu_seqlens, has_initial):
@@ -317,53 +246,3 @@ def test_compiled_in_place_equals_eager(op):
     compiled = torch.compile(lambda *args: op.serve(*args, **options), fullgraph=True, backend="aot_eager")
     assert_close_by_max(compiled(*inputs[:-1], states[1]), expected, forward_tolerance(torch.float32, 20), "y")
     assert_close_by_max(states[1], states[0], forward_tolerance(torch.float32, 20), "state")
-
-
-@both
-def test_bad_arguments_name_what_is_wrong(op):
-    *tensors, memory = op.draw(5, 2, torch.float32)
-    options = {"cu_seqlens": bounds((2, 3)), "has_initial": torch.tensor([True, False], device=DEVICE)}
-    pages = {"slots": torch.tensor([1, 2], device=DEVICE)}
-    state = torch.zeros(3, *op.memory, device=DEVICE)
-    shared = (
-        ("cu_seqlens", options["cu_seqlens"].long(), TypeError),
-        ("cu_seqlens", options["cu_seqlens"][:1], ValueError),
-        ("cu_seqlens", bounds((2, 4)), ValueError),
-        ("cu_seqlens", bounds((2, 3)) + 1, ValueError),
-        ("cu_seqlens", bounds((4, -1)), ValueError),
-        ("has_initial", options["has_initial"].long(), TypeError),
-        ("has_initial", options["has_initial"][:1], ValueError),
-        ("impl", "flashed", ValueError),
-    )
-    for name, value, error in shared:
-        with pytest.raises(error, match=name):
-            op.packed(*tensors, memory, **{**options, name: value})
-        with pytest.raises(error, match=name):
-            op.serve(*tensors, state, **{**options, **pages, name: value})
-    with pytest.raises(ValueError, match="cu_seqlens: expected 0, then"):
-        op.packed(*tensors, memory, **{**options, "cu_seqlens": bounds((2, 2))})
-    with pytest.raises(ValueError, match="has_initial: expected None"):
-        op.packed(*tensors, **options)
-    with pytest.raises(ValueError, match=r"\(N, "):
-        op.packed(*tensors, memory[:1], **options)
-    with pytest.raises(ValueError, match="x: expected a non-empty"):
-        op.packed(tensors[0][None], *tensors[1:], **options)
-    for name, value, error in (
-        ("slots", pages["slots"].float(), TypeError),
-        ("slots", pages["slots"][:1], ValueError),
-        ("slots", torch.tensor([1, 3], device=DEVICE), ValueError),
-        ("slots", torch.tensor([1, -1], device=DEVICE), ValueError),
-        ("slots", torch.tensor([1, 1], device=DEVICE), ValueError),
-    ):
-        with pytest.raises(error, match=name):
-            op.serve(*tensors, state, **{**options, **pages, name: value})
-    for value, error in ((state.double(), TypeError), (state[..., :2], ValueError), (state[0], ValueError)):
-        with pytest.raises(error, match="state: expected"):
-            op.serve(*tensors, value, **options, **pages)
-    with pytest.raises(ValueError, match=f"requires_grad.*use {op.name}_varlen"):
-        op.serve(tensors[0].clone().requires_grad_(), *tensors[1:], state, **options, **pages)
-    if op is Conv:
-        with pytest.raises(ValueError, match="layout: expected one of"):
-            op.serve(*tensors, state, layout="RK", **options, **pages)
-        with pytest.raises(ValueError, match="the other layout"):
-            op.serve(*tensors, state, layout="channels_taps", **options, **pages)

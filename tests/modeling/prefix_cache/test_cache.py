@@ -1,4 +1,4 @@
-"""Warm answers against cold ones, what is read and stored, and several threads."""
+"""Warm answers equal cold ones, and no token is read twice, whatever is stored, evicted or asked by many threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,4 +1,4 @@
-"""Files: round trips, later processes, bounds, and files that are broken, foreign or gone."""
+"""Snapshots in files come back bit for bit, later too; a broken, foreign or missing file never gives an answer."""
 
 import logging
 import os
