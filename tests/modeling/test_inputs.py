@@ -160,6 +160,26 @@ def test_what_does_not_occur_is_none():
     assert some.next_position.untyped_storage().nbytes() == some.next_position.nbytes
 
 
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {},
+        {"past_columns": 2, "past_next_position": torch.tensor([2])},
+        {"position_ids": torch.tensor([[0, 1, 0, 1]])},
+        {"seq_idx": torch.tensor([[0, 0, 1, 1]])},
+        {"cu_seq_lens_q": torch.tensor([0, 2, 4]), "seq_idx": torch.tensor([[0, 0, 1, 1]])},
+        {"cu_seq_lens_q": torch.tensor([0, 2, 4]), "position_ids": torch.tensor([[0, 1, 0, 1]])},
+    ],
+)
+def test_results_lie_on_the_device_that_is_asked_for(sources):
+    # Meta tensors have no values: looking at one raises, as it would make an accelerator wait.
+    for mask in (None, torch.ones(1, COLUMNS + sources.get("past_columns", 0))):
+        sequence = derive(mask, batch=1, device=torch.device("meta"), **sources)
+        assert (sequence.valid is None) == (mask is None)
+        assert all(t.is_meta for t in sequence if t is not None)
+        assert sequence.positions.shape == sequence.starts.shape == (1, COLUMNS)
+
+
 # --- Values -----------------------------------------------------------------------------------------------------------
 
 
