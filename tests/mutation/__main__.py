@@ -37,7 +37,7 @@ def _run(name: str, target: Target, arguments: argparse.Namespace) -> str:
     mutants, total = make_mutants(target.files(), arguments.sample, arguments.seed)
     mutants = [mutant for mutant in mutants if arguments.only in mutant.name]
     known = EQUIVALENT.get(name, {})
-    server = Server(target.files(), target.tests, longest=arguments.longest, budget=arguments.budget)
+    server = Server(target.files(), target.tests(), longest=arguments.longest, budget=arguments.budget)
     print(
         f"{name}: {len(server.seconds)} tests, {server.left_out} left out, {time.monotonic() - began:.0f} s", flush=True
     )

@@ -1,6 +1,7 @@
 """Mutants of a source file, by mutmut's operators."""
 
 import difflib
+import itertools
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,9 @@ def make_mutants(paths: list[Path], sample: int | None, seed: int) -> tuple[list
             chance.shuffle(changes)
             candidates += [(turn, chance.random(), change) for turn, change in enumerate(changes)]
     candidates.sort(key=lambda candidate: candidate[:2])
-    mutants = [_mutant(*change) for _, _, change in candidates[:sample]]
-    return mutants, len(candidates)
+    mutants = (_mutant(*change) for _, _, change in candidates)
+    different = {mutant.source: mutant for mutant in itertools.islice(mutants, sample)}
+    return list(different.values()), len(candidates)
 
 
 def _mutant(
