@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import math
 import os
 import time
 
@@ -11,6 +12,9 @@ from tests.mutation.mutants import make_mutants
 from tests.mutation.server import Server
 from tests.mutation.targets import ROOT, TARGETS, Target
 
+# Seconds of tests that a mutant gets at first.
+_FIRST_BUDGET = 5.0
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
@@ -18,8 +22,6 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="mutants of each target at most, drawn at random (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     parser.add_argument("--only", default="", help="only mutants whose name holds this text")
-    parser.add_argument("--longest", type=float, default=3.0, help="leave out tests of more seconds (default: 3)")
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds of tests for a mutant (default: 20)")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time (default: 1)")
     arguments = parser.parse_args()
     if unknown := set(arguments.targets) - TARGETS.keys():
@@ -37,15 +39,22 @@ def _run(name: str, target: Target, arguments: argparse.Namespace) -> str:
     mutants, total = make_mutants(target.files(), arguments.sample, arguments.seed)
     mutants = [mutant for mutant in mutants if arguments.only in mutant.name]
     known = EQUIVALENT.get(name, {})
-    server = Server(target.files(), target.tests(), longest=arguments.longest, budget=arguments.budget)
-    print(
-        f"{name}: {len(server.seconds)} tests, {server.left_out} left out, {time.monotonic() - began:.0f} s", flush=True
-    )
+    server = Server(target.files(), target.tests())
+    print(f"{name}: {len(server.seconds)} tests, {time.monotonic() - began:.0f} s", flush=True)
     counts = collections.Counter(equivalent=sum(mutant.name in known for mutant in mutants))
-    for mutant, end, test in server.run((m for m in mutants if m.name not in known), arguments.jobs):
-        counts[end] += 1
-        where = f"{mutant.path.relative_to(ROOT)}:{min(mutant.lines)}"
-        print(f"{end:8} {where} {mutant.name}" + (f"  <- {test}" if test else ""), flush=True)
+    left = [mutant for mutant in mutants if mutant.name not in known]
+    # Most are noticed at once. Every test that can is spent on the others alone.
+    for budget in (_FIRST_BUDGET, math.inf):
+        survivors = []
+        for mutant, end, test in server.run(left, arguments.jobs, budget):
+            if end == "survived":
+                survivors.append(mutant)
+                if budget is not math.inf:
+                    continue
+            counts[end] += 1
+            where = f"{mutant.path.relative_to(ROOT)}:{min(mutant.lines)}"
+            print(f"{end:8} {where} {mutant.name}" + (f"  <- {test}" if test else ""), flush=True)
+        left = survivors
     print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     judged = len(mutants) - counts["equivalent"]
     score = 100 * (judged - counts["survived"]) / max(1, judged)

@@ -59,41 +59,37 @@ class Server:
     Args:
         sources: The files that are mutated.
         tests: Arguments of pytest. All of them have to pass.
-        longest: Tests that take more seconds of CPU time are left out.
-        budget: A mutant's tests end with the one that brings them to so many seconds together.
     """
 
-    def __init__(self, sources: Sequence[Path], tests: Sequence[str], *, longest: float, budget: float) -> None:
+    def __init__(self, sources: Sequence[Path], tests: Sequence[str]) -> None:
         process, result = _fork(_measure, list(sources), list(tests))
         failed, seconds, reached, modules = result.recv()
         process.join()
         if failed is not None:
             raise RuntimeError(f"{failed} fails without a mutant")
-        self.seconds = {test: took for test, took in seconds.items() if took <= longest}
-        self.left_out = len(seconds) - len(self.seconds)
-        self._budget = budget
+        self.seconds: dict[str, float] = seconds
         self._reached: dict[str, dict[int, list[str]]] = reached
         self._kills: dict[str, int] = {}
         _import(modules)
 
-    def tests_of(self, mutant: Mutant) -> list[str]:
-        """The tests that reach it: first those that noticed most mutants so far, then the shortest.
+    def tests_of(self, mutant: Mutant, budget: float) -> list[str]:
+        """The tests that reach it, up to ``budget`` seconds: first those that noticed most mutants, then the shortest.
 
         All of them where none is known to reach it, as for what runs when a module is imported.
         """
         by_line = self._reached.get(str(mutant.path), {})
-        tests = {test for line in mutant.lines for test in by_line.get(line, ())} & self.seconds.keys()
-        tests = sorted(tests or self.seconds, key=lambda test: (-self._kills.get(test, 0), self.seconds[test]))
+        reaching = {test for line in mutant.lines for test in by_line.get(line, ())} & self.seconds.keys()
+        tests = sorted(reaching or self.seconds, key=lambda test: (-self._kills.get(test, 0), self.seconds[test]))
         spent = itertools.accumulate(self.seconds[test] for test in tests)
-        return tests[: sum(seconds < self._budget for seconds in spent) + 1]
+        return tests[: max(1, sum(seconds <= budget for seconds in spent))]
 
-    def run(self, mutants: Iterable[Mutant], jobs: int) -> Iterator[tuple[Mutant, str, str | None]]:
+    def run(self, mutants: Iterable[Mutant], jobs: int, budget: float) -> Iterator[tuple[Mutant, str, str | None]]:
         """Each mutant, in the order of their ends, with ``killed``, ``timeout`` or ``survived`` and who noticed it."""
         waiting = iter(mutants)
         running: dict[int, tuple[Mutant, Any, connection.Connection, float]] = {}
         while True:
             while len(running) < jobs and (mutant := next(waiting, None)) is not None:
-                tests = self.tests_of(mutant)
+                tests = self.tests_of(mutant, budget)
                 limit = 10 + 5 * math.ceil(sum(self.seconds[test] for test in tests))
                 process, result = _fork(_test, mutant, tests, limit)
                 running[process.sentinel] = mutant, process, result, time.monotonic() + _LONGEST_WAIT
@@ -106,7 +102,10 @@ class Server:
             for sentinel in ended:
                 mutant, process, result, _ = running.pop(sentinel)  # type: ignore[call-overload]
                 process.join()
-                code, test = result.recv() if result.poll() else (process.exitcode, None)  # no result: it crashed
+                try:
+                    code, test = result.recv()
+                except EOFError:  # it crashed, or its time is up
+                    code, test = process.exitcode, None
                 result.close()
                 if test is not None:
                     self._kills[test] = self._kills.get(test, 0) + 1

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 class Target:
     """Patterns of source files, and of test files below ``tests/modeling``.
 
-    Kernels and their tests, which run in Triton's interpreter, are slow: they are a target of their own.
+    Kernels, whose tests run in Triton's interpreter and take long, are a target of their own.
     """
 
     sources: tuple[str, ...]
@@ -20,19 +20,21 @@ class Target:
 
     def files(self) -> list[Path]:
         """The modules, without those that only name others."""
-        return [path for path in self._found(ROOT, self.sources) if path.name != "__init__.py"]
+        paths = _found(ROOT, self.sources)
+        return [path for path in paths if path.name != "__init__.py" and ("triton" in path.name) == self.kernels]
 
     def tests(self) -> list[str]:
         """Arguments of pytest."""
-        return [str(path.relative_to(ROOT)) for path in self._found(ROOT / "tests" / "modeling", self.test_files)]
+        return [str(path.relative_to(ROOT)) for path in _found(ROOT / "tests" / "modeling", self.test_files)]
 
-    def _found(self, folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
-        for pattern in patterns:
-            yield from (path for path in sorted(folder.glob(pattern)) if ("triton" in path.name) == self.kernels)
+
+def _found(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
+    for pattern in patterns:
+        yield from sorted(folder.glob(pattern))
 
 
 def _op(name: str, *test_files: str) -> Target:
-    test_files = (f"test_{name}*.py", *test_files, "test_without_values.py")
+    test_files = (f"test_{name}.py", *test_files, "test_without_values.py")
     return Target((f"modeling/ops/{name}/*.py",), tuple(f"ops/{pattern}" for pattern in test_files))
 
 
@@ -44,7 +46,7 @@ TARGETS = {
     "gated_activation": _op("gated_activation"),
     "linear": _op("linear"),
     "linear_scan": Target(("modeling/ops/linear_scan/*.py",), ("ops/test_rg_lru.py",)),
-    "local_attention": _op("local_attention"),
+    "local_attention": _op("local_attention", "test_local_attention_ring.py"),
     "rg_lru": _op("rg_lru", "test_*varlen*.py"),
     "rms_norm": _op("rms_norm"),
     "shared": Target(("modeling/ops/*.py",), ("ops/test_*.py",)),
