@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from recurrent_gemma.modeling import ops
+from recurrent_gemma.modeling.ops.causal_conv1d.shifted import causal_conv1d_backward, causal_conv1d_forward
 from recurrent_gemma.modeling.ops.local_attention.ring import local_attention_ring_
+from recurrent_gemma.modeling.ops.rg_lru.chunked import rg_lru_backward, rg_lru_forward
 
 B, L, R, H, K, W, T = 2, 9, 8, 4, 4, 3, 7
 STARTS = torch.tensor([[True] + [False] * (L - 1), [False] * (L - 2) + [True, False]])
@@ -71,7 +73,20 @@ CALLS = {
     "local_attention_ring_": ring(L),
     "local_attention_ring_, one token": ring(1),
 }  # fmt: skip
-INFERENCE_ONLY = {"local_attention_ring_, one token"}  # it writes into the ring
+# Registered ops tell torch the form of their results without running: what runs on accelerators is called directly.
+ROWS = [draw(B, L, R) for _ in range(3)]
+CALLS |= {
+    "rg_lru_forward": (rg_lru_forward, (*ROWS, draw(R), draw(B, R), STARTS, VALID, torch.float32), {}),
+    "rg_lru_backward": (
+        rg_lru_backward,
+        (draw(B, L, R), draw(B, R), *ROWS, draw(R), draw(B, R), STARTS, VALID, None),
+        {},
+    ),
+    "causal_conv1d_forward": (causal_conv1d_forward, (ROWS[0], draw(R, K), draw(R), None, STARTS), {}),
+    "causal_conv1d_backward": (causal_conv1d_backward, (*ROWS[:2], draw(R, K), draw(B, K - 1, R), STARTS), {}),
+}
+# The ring is written into, and so are the buffers of backends that have their backward by hand.
+INFERENCE_ONLY = {name for name in CALLS if name.endswith(("ward", "ring_, one token"))}
 
 
 def results_on(device, name, gradient):
