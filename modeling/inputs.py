@@ -236,14 +236,13 @@ def _checked_positions(
     positions = position_ids.to(device=device, dtype=torch.long).expand(batch, length)
     if torch.compiler.is_compiling():
         return positions
-    order = None if valid is None else valid_first(valid)
-    tokens = positions if order is None else gather_columns(positions, order)
+    tokens, pads = positions, torch.zeros_like(positions, dtype=torch.bool)
+    if valid is not None:
+        order = valid_first(valid)
+        tokens, pads = gather_columns(positions, order), ~valid.gather(1, order)
     previous = torch.cat((start_position[:, None] - 1, tokens[:, :-1]), dim=1)
-    follows_rule = (tokens == 0) | (tokens == previous + 1)
-    if order is not None and valid is not None:
-        follows_rule = follows_rule | ~valid.gather(1, order)
     expect_all(
-        follows_rule,
+        (tokens == 0) | (tokens == previous + 1) | pads,
         "position_ids: expected every valid token at 0, which starts a document, or one after the valid token before "
         "it (the first one at the cache's next position)",
         tokens,

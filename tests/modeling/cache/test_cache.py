@@ -112,7 +112,24 @@ def test_it_is_a_transformers_cache_with_the_attributes_their_tools_read(model):
     assert cache.get_mask_sizes(3, 2) == (14, 0) and cache.get_max_length() == -1
     attention = cache.layers[2]
     assert attention.keys.shape == attention.values.shape == (2, 1, 7, 8) and attention.get_seq_length() == 11
+    for layer in cache.layers:
+        assert layer.get_seq_length() == 11 and layer.get_mask_sizes(3) == (14, 0) and layer.get_max_length() == -1
     assert cache.to("cpu") is cache and "RecurrentGemmaCache" in repr(cache)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_it_moves_as_a_whole(model, static):
+    cache = RecurrentGemmaCache(model.config, static=static)
+    if not static:
+        cache.activate_past_recording()
+    read(model, draw_ids(2, 11), cache)
+    assert cache.to("meta") is cache
+    assert all(t.is_meta for t in cache.tensors().values()) and len(cache.tensors()) == 2 + 2 * len(cache)
+    assert all(t.is_meta for t in cache._progress.tensors()) and len(cache._progress.tensors()) == 2 + static
+    if not static:
+        trails = cache._recording
+        assert trails.length == 11 and all(t.is_meta for t in trails.columns)
+        assert all(t.is_meta for trail in trails.trails for t in (*trail.base, trail[1], trail[2]))
 
 
 def test_what_it_cannot_do_raises_and_says_so(model):

@@ -133,6 +133,17 @@ def test_a_prompt_is_recorded_to_its_limit_and_what_follows_as_a_whole():
     assert clone.columns == 114
 
 
+def test_a_reset_cache_records_its_next_prompt_to_the_limit():
+    model = build()
+    cache = recording(model, limit=6)
+    read(model, draw_ids(1, 10), cache)
+    cache.reset()
+    cache.activate_past_recording()
+    assert cache._recording.length == 0
+    read(model, draw_ids(1, 20), cache)
+    assert cache._recording.length == 6
+
+
 def test_everything_can_be_taken_back():
     model, ids = build(), draw_ids(2, 9)
     cache = recording(model)

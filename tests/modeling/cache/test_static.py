@@ -43,6 +43,18 @@ def read(model, ids, cache, cuts, mask=None):
     return torch.cat(pieces, dim=1)
 
 
+def test_its_counters_are_buffers_and_it_may_use_those_of_another():
+    model, ids = build(), draw_ids(2, 5)
+    cache = RecurrentGemmaCache(model.config, static=True, batch_size=2)
+    assert cache.last_ids.tolist() == [[-1] * 8] * 2 and cache.next_position.tolist() == [0, 0]
+    twin = RecurrentGemmaCache(model.config, static=True)
+    twin.use_buffers({**cache.buffers()})
+    assert twin.columns == 0 and addresses(twin) == addresses(cache)
+    read(model, ids, twin, [2])
+    assert twin.columns == 5 and cache.next_position.tolist() == [5, 5]
+    assert torch.equal(cache.last_ids[:, -5:], ids) and all(twin.buffers()[n] is t for n, t in cache.buffers().items())
+
+
 # When buffers are made does not depend on the model: either way with each config and with each dtype.
 @every_config
 @pytest.mark.parametrize(("dtype", "early"), [(torch.float32, True), (torch.bfloat16, False)])

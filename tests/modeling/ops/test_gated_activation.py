@@ -64,10 +64,31 @@ def test_keeps_its_inputs_alone():
     assert [t.data_ptr() for t in kept] == [t.data_ptr() for t in inputs]
 
 
+def test_blocks_are_the_default_where_a_gradient_is_wanted_unless_torch_transforms_the_call():
+    for wanted in ((True, False), (False, True)):
+        inputs = [t.requires_grad_(w) for t, w in zip(draw((5, 8)), wanted, strict=True)]
+        assert type(gated_activation(*inputs, gelu).grad_fn).__name__ == "GatedActivationFunctionBackward"
+    gate, x = draw((5, 8), grad=True)
+    # torch cannot look into the blocks.
+    mapped = torch.func.vmap(lambda gate, x: gated_activation(gate, x, gelu))(gate, x)
+    assert torch.equal(mapped, gated_activation(gate, x, gelu))
+
+
+# torch 2.13 itself, when forward mode is first used.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_forward_mode_derivatives_are_refused():
+    gate, x = draw((2, 4), torch.float64, grad=True)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="gated_activation: forward-mode"):
+            gated_activation(gate, dual, gelu)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"gate": torch.ones(2, 4, dtype=torch.long)}, TypeError, "gate: expected a floating-point tensor"),
+        ({"x": torch.ones(2, 4, dtype=torch.long)}, TypeError, "x: expected a floating-point tensor"),
         ({"x": torch.ones(4)}, ValueError, r"x: expected shape that of gate = \(2, 4\), got \(4,\)"),
         ({"impl": "fast"}, ValueError, r"impl: expected one of .* for gated_activation, got 'fast'"),
     ],

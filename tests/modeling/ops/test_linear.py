@@ -122,6 +122,28 @@ def test_compiled_rows_are_reduced_and_equal():
     assert_close_by_max(y, expected_of(x, weight, bias), forward_tolerance(torch.float32, 6), "compiled")
 
 
+@pytest.mark.parametrize("shape", [(3, 6), (1, 2, 6)])
+def test_compiled_calls_of_several_rows_are_torchs(shape):
+    x, weight, bias = draw(shape, (10, 6), (10,))
+    blocks, block_bias = draw((2, 3, 3), (2, 3))
+    with torch.no_grad():
+        compiled = torch.compile(linear, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(x, weight, bias), F.linear(x, weight, bias))
+        compiled = torch.compile(block_diagonal_linear, backend="eager", fullgraph=True)
+        expected = block_diagonal_linear(x, blocks, block_bias, impl="torch")
+        assert torch.equal(compiled(x, blocks, block_bias), expected)
+
+
+@pytest.mark.parametrize("impl", ["reduced", "widened"])
+def test_half_precision_is_rounded_once(impl):
+    """Summands that cancel: in half precision along the way, the small one would be lost."""
+    x = torch.tensor([[256.0, 1.0, -256.0]], dtype=torch.bfloat16)
+    weight, bias = torch.ones(1, 3, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.bfloat16)
+    assert linear(x, weight, bias, impl=impl).item() == 1.0
+    square, bias = torch.ones(1, 3, 3, dtype=torch.bfloat16), torch.zeros(1, 3, dtype=torch.bfloat16)
+    assert block_diagonal_linear(x, square, bias, impl=impl).tolist() == [[1.0] * 3]
+
+
 def test_gradients_are_torchs():
     x, weight, bias = (t.requires_grad_() for t in draw((2, 6), (4, 6), (4,)))
     for actual, expected in zip(

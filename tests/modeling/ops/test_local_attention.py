@@ -222,6 +222,20 @@ def test_packed_documents_equal_separate_ones_and_pads_their_absence():
     assert not padded[:, :, ~valid[0]].any()
 
 
+@pytest.mark.parametrize("past", [0, 2])
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_document_may_start_at_any_column(past, length):
+    inputs = draw(2, 4, 2, length, 4, past)
+    for column in range(length):
+        starts = torch.zeros(2, length, dtype=torch.bool)
+        starts[1, column] = True
+        for impl in ("blocked", "flex"):
+            actual, expected = (
+                local_attention(*inputs, window=3, starts=starts, impl=each)[0] for each in (impl, "reference")
+            )
+            assert_close_by_max(actual, expected, forward_tolerance(torch.float64, 6), f"{impl}, {column}")
+
+
 def test_memory_and_work_are_linear_in_length(monkeypatch):
     """Counts the score entries that SDPA is asked for: at most four windows for each query."""
     asked = []
