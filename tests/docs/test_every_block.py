@@ -86,7 +86,7 @@ NOT_RUN = {
         "recurrent-gemma eval nemo": "needs a network for the data set, and vLLM",
     },
     "docs/trainer.md": {
-        "# Two processes on a CPU": "tests/examples/fine_tuning/test_distributed.py runs the first, the others need GPUs"
+        "# Two processes on a CPU": "tests/examples/fine_tuning/test_distributed.py runs the first; others need GPUs"
     },
     "examples/serve.md": {
         'pip install "recurrent-gemma[serve]"': VLLM,
