@@ -85,9 +85,7 @@ NOT_RUN = {
         "pip install recurrent-gemma": ".ci/run installs the built wheel",
         "recurrent-gemma eval nemo": "needs a network for the data set, and vLLM",
     },
-    "docs/trainer.md": {
-        "# Two processes on a CPU": "tests/examples/fine_tuning/test_distributed.py runs the first, the others need GPUs"
-    },
+    "docs/trainer.md": {"# Two processes on a CPU": "tests/examples/fine_tuning runs the first, the others need GPUs"},
     "examples/serve.md": {
         'pip install "recurrent-gemma[serve]"': VLLM,
         "curl": VLLM,
