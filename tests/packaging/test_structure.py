@@ -3,6 +3,7 @@ in their folder, imports that point one way, and test modules that tell what the
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,10 @@ def test_every_test_module_tells_what_it_proves():
     # A claim takes a verb or what is compared: a name alone has not the length.
     assert [name for name, line in first_lines.items() if line.startswith(EMPTY) or len(line.split()) < 7] == []
     assert len(set(first_lines.values())) == len(first_lines)
+
+
+def test_files_named_by_the_test_runs_exist():
+    in_order = re.findall(r"\w+/[\w/]+\.py", (ROOT / "tests" / "conftest.py").read_text())
+    by_ci = re.findall(r"\btests/[\w/]+(?:\.py)?", (ROOT / ".ci" / "run").read_text())
+    assert len(in_order) > 10 and len(by_ci) > 10
+    assert [name for name in [*(f"tests/{name}" for name in in_order), *by_ci] if not (ROOT / name).exists()] == []
