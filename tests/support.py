@@ -21,6 +21,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # Names of the top-level code folders that the importable package links to.
 LINKS = sorted(path.name for path in (ROOT / "recurrent_gemma").iterdir() if path.is_symlink())
 
+
+def source(path: str) -> Path:
+    """A file or folder of the repository by its path in a checkout.
+
+    In a source distribution, which holds no links, the folders of code lie inside of ``recurrent_gemma``.
+    """
+    return ROOT / path if (ROOT / path).exists() else ROOT / "recurrent_gemma" / path
+
+
 # Set in continuous integration to the extra that is installed there ("1" is "test"): a test that needs it cannot skip.
 REQUIRE_EXTRAS = "RECURRENT_GEMMA_REQUIRE_EXTRAS"
 

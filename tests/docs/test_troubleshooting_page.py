@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recurrent_gemma.cli.errors import EPILOG, ExitCode
-from tests.support import LINKS, ROOT
+from tests.support import LINKS, ROOT, source
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 TABLES = PAGE.partition("## Installation")[2]
@@ -30,7 +30,7 @@ ELSEWHERE = {
     "its format is …, not …": "likewise",
 }
 # Raised to those who call an op by hand; the layers pass what fits. What a user can reach is quoted all the same.
-OPS = ROOT / "modeling" / "ops"
+OPS = source("modeling/ops")
 
 
 def text_of(node: ast.expr | None) -> str | None:
@@ -46,7 +46,7 @@ def text_of(node: ast.expr | None) -> str | None:
 
 def sources(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
     for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*.py")):
+        for path in sorted(source(folder).rglob("*.py")):
             if not any(parent.is_symlink() for parent in path.parents if parent != ROOT):
                 yield path, ast.parse(path.read_text())
 

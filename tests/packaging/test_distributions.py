@@ -59,9 +59,9 @@ def test_sdist_holds_what_its_tests_and_its_site_need(archives: dict[str, Path],
     with tarfile.open(archives["sdist"]) as sdist:
         names = {member.name.split("/", 1)[1] for member in sdist.getmembers() if not member.isdir()}
     folders = tuple(f"{name}/" for name in ("build", "recurrent_gemma", "recurrent_gemma.egg-info", *LINKS))
-    expected = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
     # setuptools' own: metadata, and an empty configuration.
     made = {"PKG-INFO", "setup.cfg"}
+    expected = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()} - made
     assert {name for name in names - made if not name.startswith(folders)} == {
         name for name in expected if not name.startswith(folders)
     }

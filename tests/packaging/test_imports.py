@@ -4,7 +4,7 @@ import ast
 import json
 from pathlib import Path
 
-from tests.support import ROOT, run_python
+from tests.support import ROOT, run_python, source
 
 EXTRAS = """
 datasets evaluate flax jax jaxlib lm_eval matplotlib mkdocs orbax peft pytest recurrentgemma sentencepiece triton trl
@@ -68,7 +68,7 @@ def _modules() -> list[Path]:
     package = ROOT / "recurrent_gemma"
     folders = [path for path in package.iterdir() if path.is_symlink()]
     modules = [*package.glob("*.py"), *(module for folder in folders for module in folder.resolve().rglob("*.py"))]
-    inside_vllm = (ROOT / "serving" / "engine").glob("*.py")
+    inside_vllm = source("serving/engine").glob("*.py")
     kernels = [module for module in modules if module.name.endswith("triton.py")]
     return sorted({*modules} - {*kernels, *inside_vllm})  # which are imported where they run
 

@@ -74,6 +74,9 @@ def test_the_test_extra_brings_every_package_that_tests_import(distribution: imp
     modules = {module for text in tests for module in re.findall(r'\brequire\("(\w+)', text)}
     brought_by = {
         "google": "protobuf",
+        "griffe": "mkdocstrings",
+        "material": "mkdocs-material",
+        "mkdocs": "mkdocs-material",
         "openai": "vllm",
         **dict.fromkeys(("evaluate", "lm_eval"), "lm-eval"),
         **dict.fromkeys(("jax", "ml_dtypes", "orbax"), "recurrentgemma"),

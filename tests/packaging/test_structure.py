@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.source_tree import imports, modules, syntax
-from tests.support import ROOT, code_blocks
+from tests.support import ROOT, code_blocks, source
 
 LONGEST = 350
 # Longer files, each with its reason.
@@ -102,7 +102,7 @@ def test_the_package_imports_nothing_from_beside_it():
     assert [name for name, path in inside.items() for module, *_ in imports(path) if module.startswith(beside)] == []
 
 
-@pytest.mark.parametrize("op", sorted(path.parent.name for path in (ROOT / "modeling" / "ops").glob("*/__init__.py")))
+@pytest.mark.parametrize("op", sorted(path.parent.name for path in source("modeling/ops").glob("*/__init__.py")))
 def test_backends_of_an_op_do_not_import_each_other(op: str):
     package = f"recurrent_gemma.modeling.ops.{op}"
     files = {name.rpartition(".")[2]: path for name, path in modules().items() if name.startswith(package + ".")}
