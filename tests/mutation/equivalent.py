@@ -30,6 +30,10 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "gated_activation": {
         _SIZE: ("module: _BLOCK_ELEMENTS = 1 << 19",),
+        _ROUTE: (
+            "gated_activation: blocked = needs_gradient or gate.is_cpu and not is_traced()",
+            "gated_activation: blocked = needs_gradient and gate.is_cpu or not is_traced()",
+        ),
         "every backend but the reference is blocked": (
             'gated_activation: default = "BLOCKED" if blocked else "reference"',
         ),
