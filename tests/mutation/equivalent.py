@@ -31,14 +31,15 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
     "gated_activation": {
         _SIZE: ("module: _BLOCK_ELEMENTS = 1 << 19",),
         _ROUTE: (
-            "gated_activation: blocked = needs_gradient or gate.is_cpu and not is_traced()",
-            "gated_activation: blocked = needs_gradient and gate.is_cpu or not is_traced()",
+            "gated_activation: needs_gradient = torch.is_grad_enabled() or (gate.requires_grad or x.requires_grad)",
         ),
         "every backend but the reference is blocked": (
             'gated_activation: default = "BLOCKED" if blocked else "reference"',
+            'gated_activation: default = "XXblockedXX" if blocked else "reference"',
         ),
         "the lists have one length": (
             "backward: for grad_block, gate_block, x_block, out_gate, out_x in zip(*blocks, strict=False):",
+            "backward: for grad_block, gate_block, x_block, out_gate, out_x in zip(*blocks, ):",
         ),
     },
     "linear": {
