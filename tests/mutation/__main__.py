@@ -7,7 +7,7 @@ import os
 import time
 
 from tests import conftest  # noqa: F401  (sets what libraries read from the environment when they are imported)
-from tests.mutation.equivalent import EQUIVALENT
+from tests.mutation.equivalent import equivalent_mutants
 from tests.mutation.mutants import make_mutants
 from tests.mutation.server import Server
 from tests.mutation.targets import ROOT, TARGETS, Target
@@ -38,7 +38,7 @@ def _run(name: str, target: Target, arguments: argparse.Namespace) -> str:
     began = time.monotonic()
     mutants, total = make_mutants(target.files(), arguments.sample, arguments.seed)
     mutants = [mutant for mutant in mutants if arguments.only in mutant.name]
-    known = EQUIVALENT.get(name, {})
+    known = equivalent_mutants(name)
     server = Server(target.files(), target.tests())
     print(f"{name}: {len(server.seconds)} tests, {time.monotonic() - began:.0f} s", flush=True)
     counts = collections.Counter(equivalent=sum(mutant.name in known for mutant in mutants))

@@ -119,6 +119,7 @@ def test_bad_arguments_name_what_is_wrong():
     cases = (
         ("x", x[:, :0], ValueError),
         ("x", x.long(), TypeError),
+        ("weight", weight.long(), TypeError),
         ("weight", weight[:2], ValueError),
         ("weight", weight[:, :0], ValueError),
         ("bias", bias[:2], ValueError),

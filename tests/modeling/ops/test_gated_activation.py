@@ -72,6 +72,9 @@ def test_blocks_are_the_default_where_a_gradient_is_wanted_unless_torch_transfor
     # torch cannot look into the blocks.
     mapped = torch.func.vmap(lambda gate, x: gated_activation(gate, x, gelu))(gate, x)
     assert torch.equal(mapped, gated_activation(gate, x, gelu))
+    gradient = torch.func.grad(lambda gate: gated_activation(gate, x.detach(), gelu).sum())(gate.detach())
+    expected = torch.autograd.grad(gated_activation(gate, x, gelu, impl="reference").sum(), gate)[0]
+    assert_close_by_max(gradient, expected, backward_tolerance(torch.float32, 2), "torch.func.grad")
 
 
 # torch 2.13 itself, when forward mode is first used.

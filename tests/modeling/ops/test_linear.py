@@ -136,12 +136,12 @@ def test_compiled_calls_of_several_rows_are_torchs(shape):
 
 @pytest.mark.parametrize("impl", ["reduced", "widened"])
 def test_half_precision_is_rounded_once(impl):
-    """Summands that cancel: in half precision along the way, the small one would be lost."""
-    x = torch.tensor([[256.0, 1.0, -256.0]], dtype=torch.bfloat16)
-    weight, bias = torch.ones(1, 3, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.bfloat16)
-    assert linear(x, weight, bias, impl=impl).item() == 1.0
-    square, bias = torch.ones(1, 3, 3, dtype=torch.bfloat16), torch.zeros(1, 3, dtype=torch.bfloat16)
-    assert block_diagonal_linear(x, square, bias, impl=impl).tolist() == [[1.0] * 3]
+    """1.0078125 squared less 1.015625 is 2**-14, of which nothing is left if the products are rounded."""
+    x = torch.tensor([[1 + 2**-7, 1.0]], dtype=torch.bfloat16)
+    weight = torch.tensor([[1 + 2**-7, -1 - 2**-6]], dtype=torch.bfloat16)
+    assert linear(x, weight, impl=impl).item() == 2**-14
+    square, bias = weight.t().repeat(1, 2)[None], torch.zeros(1, 2, dtype=torch.bfloat16)
+    assert block_diagonal_linear(x, square, bias, impl=impl).tolist() == [[2**-14] * 2]
 
 
 def test_gradients_are_torchs():

@@ -16,11 +16,13 @@ from recurrent_gemma.modeling.ops.local_attention import flex
 from recurrent_gemma.modeling.ops.local_attention.reference import visible_keys
 from tests.tolerances import assert_close_by_max, backward_tolerance, forward_tolerance
 
-# B, H, G, L, D, W, P: shorter than, equal to and longer than the window and the blocks of queries; one token.
+# B, H, G, L, D, W, P: shorter than, equal to and longer than the window and the blocks of queries; one token, also with
+# more past than it sees.
 SHAPES = (
     (1, 4, 1, 1, 8, 4, 0),
     (2, 4, 1, 1, 8, 4, 3),
     (2, 4, 2, 1, 8, 4, 4),
+    (2, 4, 2, 1, 8, 4, 7),
     (2, 4, 2, 5, 8, 4, 4),
     (2, 4, 4, 9, 8, 70, 4),
     (2, 4, 1, 8, 4, 7, 0),

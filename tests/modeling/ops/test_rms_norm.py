@@ -40,6 +40,14 @@ def test_equals_torch_rms_norm():
     assert_close_by_max(rms_norm(x, weight, eps=EPS), expected, forward_tolerance(torch.float32, 16), "y")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(dtype):
+    x, weight = draw((5, 24), dtype)
+    for impl in ("reference", "fused"):
+        wide = rms_norm(x.float(), weight.float(), eps=EPS, impl=impl)
+        assert torch.equal(rms_norm(x, weight, eps=EPS, impl=impl), wide.to(dtype))
+
+
 def test_gradients_agree_with_finite_differences():
     assert torch.autograd.gradcheck(lambda *args: rms_norm(*args, eps=EPS), draw((2, 3, 4), torch.float64, grad=True))
 
