@@ -53,6 +53,17 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "linear_row_reduced: y = y + bias.to(None)",
         ),
     },
+    "linear_scan": {
+        _SIZE: (
+            "module: _BLOCK_BYTES = 3 << 20",
+            "module: _BLOCK_BYTES = 2 >> 20",
+            "module: _BLOCK_BYTES = 2 << 21",
+            "block_length: return max(32, min(1024, steps // 32 * 33))",
+            "block_length: return max(32, min(1025, steps // 32 * 32))",
+            "block_length: return max(33, min(1024, steps // 32 * 32))",
+            "scan_block_: chunk = 33 if steps > 256 else 16",
+        ),
+    },
     "local_attention": {
         _ROUTE: (
             "local_attention_blocked: end = length if length <= window + 2 else max(end, (window + 1) // rows * rows)",
