@@ -23,6 +23,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "cross_entropy": {
         _SIZE: ("module: _WORDS = 1 << 15", "module: _CPU_ELEMENTS = 2 << 21"),
+        _CUDA: ("linear_cross_entropy_forward: loss = torch.zeros((), dtype=dtype, )",),
         "tokens without a label are masked as well": ("linear_cross_entropy_forward: counted = None",),
         "autograd takes more gradients than there are inputs, where they are None": (
             "_backward: return *gradients, *(None,) * 6",
