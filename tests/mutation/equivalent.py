@@ -23,6 +23,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "cross_entropy": {
         _SIZE: ("module: _WORDS = 1 << 15", "module: _CPU_ELEMENTS = 2 << 21"),
+        _CUDA: ("linear_cross_entropy_forward: loss = torch.zeros((), dtype=dtype, )",),
         "tokens without a label are masked as well": ("linear_cross_entropy_forward: counted = None",),
         "autograd takes more gradients than there are inputs, where they are None": (
             "_backward: return *gradients, *(None,) * 6",
@@ -51,6 +52,17 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         _PROMOTED: (
             "linear_row_reduced: y = (weight.to(None) * x.reshape(1, -1).to(dtype)).sum(dim=1)",
             "linear_row_reduced: y = y + bias.to(None)",
+        ),
+    },
+    "linear_scan": {
+        _SIZE: (
+            "module: _BLOCK_BYTES = 3 << 20",
+            "module: _BLOCK_BYTES = 2 >> 20",
+            "module: _BLOCK_BYTES = 2 << 21",
+            "block_length: return max(32, min(1024, steps // 32 * 33))",
+            "block_length: return max(32, min(1025, steps // 32 * 32))",
+            "block_length: return max(33, min(1024, steps // 32 * 32))",
+            "scan_block_: chunk = 33 if steps > 256 else 16",
         ),
     },
     "local_attention": {

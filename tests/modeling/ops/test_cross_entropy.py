@@ -52,6 +52,14 @@ def test_chunks_equal_all_logits_at_once(tokens, soft_cap, ignored):
             assert_close_by_max(a, e, backward_tolerance(dtype, WORDS + tokens), f"{name} {dtype}")
 
 
+def test_chunks_of_their_own_size_equal_all_logits_at_once(monkeypatch):
+    monkeypatch.undo()
+    arguments = draw(chunked._MOST_TOKENS + 7, torch.bfloat16)
+    actual, expected = (loss_and_gradients(*arguments, impl=impl) for impl in (None, "reference"))
+    for a, e in zip(actual, expected, strict=True):
+        assert_close_by_max(a, e, backward_tolerance(torch.bfloat16, WORDS + len(arguments[0])), str(a.shape))
+
+
 def test_loss_is_that_of_the_definition_in_plain_numbers():
     hidden, weight, labels = draw(4, torch.float64)
     total = 0.0
@@ -145,9 +153,10 @@ def test_the_factor_of_all_gradients_is_not_rounded(tokens, dtype):
 
 
 def test_is_a_well_formed_op():
-    hidden, weight, labels = draw(11, ignored=0.3)
-    arguments = (hidden, weight, labels, 2.0, -100, True, True)
-    torch.library.opcheck(torch.ops.recurrent_gemma.linear_cross_entropy, arguments)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        hidden, weight, labels = draw(11, dtype, ignored=0.3)
+        arguments = (hidden, weight, labels, 2.0, -100, True, True)
+        torch.library.opcheck(torch.ops.recurrent_gemma.linear_cross_entropy, arguments)
     compiled = torch.compile(
         lambda h, w: linear_cross_entropy(h, w, labels, soft_cap=2.0), backend="aot_eager", fullgraph=True
     )
