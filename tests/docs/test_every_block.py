@@ -54,7 +54,10 @@ NOT_RUN = {
         "pip install -e . ": ".ci/run runs it, in an empty environment",
         'pip install -e ".[test]" ': ".ci/run runs it",
     },
-    "CONTRIBUTING.md": {"python -m venv .venv": ".ci/run does these steps, one by one"},
+    "CONTRIBUTING.md": {
+        "python -m venv .venv": ".ci/run does these steps, one by one",
+        "pip install coverage mutmut": "takes seconds a mutant, and mutmut is in no extra",
+    },
     "docs/evaluation.md": {
         'pip install "recurrent-gemma[eval]"': WEIGHTS,
         "recurrent-gemma eval recurrentgemma-2b --suite card": WEIGHTS,

@@ -13,7 +13,7 @@ _CPU_ELEMENTS = 1 << 21
 _ACCELERATOR_ELEMENTS = 1 << 27
 _LEAST_TOKENS = 128
 # More would overflow float16 in the sums of a chunk's gradient.
-_MOST_TOKENS = 1024
+MOST_TOKENS = 1024
 
 # Words at a time whose gradients in half precision are added up in fp32.
 _WORDS = 1 << 14
@@ -114,4 +114,4 @@ def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def _chunk_tokens(device: torch.device, words: int) -> int:
     elements = _CPU_ELEMENTS if device.type == "cpu" else _ACCELERATOR_ELEMENTS
-    return min(_MOST_TOKENS, max(_LEAST_TOKENS, elements // words))
+    return min(MOST_TOKENS, max(_LEAST_TOKENS, elements // words))

@@ -54,7 +54,7 @@ def test_chunks_equal_all_logits_at_once(tokens, soft_cap, ignored):
 
 def test_chunks_of_their_own_size_equal_all_logits_at_once(monkeypatch):
     monkeypatch.undo()
-    arguments = draw(chunked._MOST_TOKENS + 7, torch.bfloat16)
+    arguments = draw(chunked.MOST_TOKENS + 7, torch.bfloat16)
     actual, expected = (loss_and_gradients(*arguments, impl=impl) for impl in (None, "reference"))
     for a, e in zip(actual, expected, strict=True):
         assert_close_by_max(a, e, backward_tolerance(torch.bfloat16, WORDS + len(arguments[0])), str(a.shape))
