@@ -1,6 +1,7 @@
 """Surroundings of every test: no hub, no accelerator for JAX, fixed seeds, one thread per parallel worker."""
 
 import os
+import signal
 from pathlib import Path
 
 # Read by the libraries when they are imported, so they are set before anything else is.
@@ -20,6 +21,11 @@ hypothesis.settings.load_profile("suite")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+# A shell has its jobs in the background ignore interrupts, and programs that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Modules that took longest when last timed. Begun first, they leave no worker alone with one of them at the end.

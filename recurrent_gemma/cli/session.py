@@ -140,9 +140,13 @@ def session_info(path: Path, model: Path | None = None) -> None:
     """
     info = _read_info(path)
     with reported_as(ExitCode.SESSION, f"{path}: the model's config"):
-        config = RecurrentGemmaConfig(**info.config)
+        fields = dict(info.config)
+        # The file has the kind of every layer, which a config derives from its block types.
+        layers = fields.pop("layers_block_type")
+        block_types = ["attention" if kind == "sliding_attention" else "recurrent" for kind in layers]
+        config = RecurrentGemmaConfig(**fields, block_types=block_types)
     state = state_nbytes(_load(path, config))
-    kinds = Counter("attention" if kind == "sliding_attention" else "recurrent" for kind in config.layers_block_type)
+    kinds = Counter(block_types)
     tokens = 0 if info.token_ids is None else info.token_ids.shape[1]
     rows = {
         "format version": f"{info.format_version}",

@@ -148,3 +148,13 @@ def test_verification_is_printed_and_decides_the_exit_code(
     assert "DIFFERS" in captured.out and "are not those of" in captured.err
     assert isinstance(RULES[0], Rule)
     assert run(["convert", str(weights), str(tmp_path / "c"), *FIELDS, "--verify"]) == 0
+
+
+def test_a_terminal_gets_a_bar_for_each_phase(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    # Rich takes anything for a terminal then.
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run(["convert", str(weights), str(tmp_path / "model"), *FIELDS]) == 0
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", capsys.readouterr().err)
+    assert "━" in shown and re.search(r"[\d.]+/[\d.]+ [kM]?B", shown)

@@ -121,3 +121,25 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     code, line = failure(capsys, DEMO)
     assert code == ExitCode.UNEXPECTED and 'pip install "recurrent-gemma[eval]"' in line
     assert app.run(["eval", "--list"]) == 0
+
+
+def test_a_task_that_is_not_of_the_card_is_printed_with_its_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    require("lm_eval")
+    arguments = ["--tasks", "arc_easy", "--data-dir", str(DATA), "--limit", "2", "--output", str(tmp_path / "out")]
+    assert app.run(["eval", "--device", "cpu", *arguments, str(recurrent_gemma.demo_path())]) == 0
+    captured = capsys.readouterr()
+    assert "arc_easy: done" in captured.err
+    assert re.search(r"^arc_easy  acc_norm,none  [\d.e-]+$", captured.out, flags=re.MULTILINE)
+
+
+def test_perspective_needs_its_key_and_takes_an_attribute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    require("lm_eval")
+    monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
+    for label in ([], ["--classifier-label", "RealToxicity=INSULT"]):
+        arguments = ["--tasks", "RealToxicity", "--classifier", "RealToxicity=perspective", *label]
+        assert app.run(
+            ["eval", "--device", "cpu", "--output", str(tmp_path), *arguments, str(recurrent_gemma.demo_path())]
+        )
+        assert "PERSPECTIVE_API_KEY" in capsys.readouterr().err

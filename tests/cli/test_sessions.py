@@ -13,6 +13,7 @@ from recurrent_gemma.cli import app, generate
 from recurrent_gemma.cli.errors import ExitCode
 from recurrent_gemma.configuration.state_size import state_bytes
 from recurrent_gemma.modeling.cache import read_session_info
+from tests.modeling.models import tiny_config, tiny_model
 from tests.support import run_warm
 
 GREEDY = ["--greedy", "--max-new-tokens", "20"]
@@ -274,3 +275,14 @@ def test_a_file_that_cannot_be_written_is_an_error(
     captured = capsys.readouterr()
     assert captured.out.startswith("In the")
     assert captured.err.endswith(f"{file}: the session cannot be saved: [Errno 28] No space left on device\n")
+
+
+def test_info_of_a_model_without_attention_has_no_window(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = tiny_config(block_types=("recurrent",))
+    model, cache = tiny_model(config), RecurrentGemmaCache(config)
+    with torch.no_grad():
+        model(torch.tensor([[2, 5, 7]]), past_key_values=cache)
+    cache.save(tmp_path / "state")
+    assert app.run(["session", "info", str(tmp_path / "state")]) == 0
+    shown = capsys.readouterr().out
+    assert "tokens seen" in shown and "window" not in shown

@@ -97,3 +97,10 @@ def test_arguments_are_copied():
     config = tiny_config(block_types=pattern, rope_parameters=rope)
     config.block_types.append("attention")
     assert (pattern, rope) == (["recurrent", "attention"], {"rope_theta": 500.0})
+
+
+def test_a_window_cannot_be_taken_away():
+    config = RecurrentGemmaConfig(attention_window_size=7)
+    with pytest.raises(TypeError, match="sliding_window: expected an int, as attention has a window always, got None"):
+        config.sliding_window = None
+    assert config.attention_window_size == 7

@@ -320,3 +320,30 @@ def test_an_index_that_leads_elsewhere_is_refused(directory: Path, tmp_path: Pat
     index = {"weight_map": {"model.embed_tokens.weight": "../outside.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "file name" in _refused(source, tmp_path / "flax", to="flax")
+
+
+def test_entries_of_too_few_axes_are_named(weights: dict, tmp_path: Path):
+    changed = {**weights, "blocks.0.recurrent_block.linear_x.weight": torch.zeros(())}
+    message = _refused(_save(tmp_path / "a.pt", changed), tmp_path / "hf", **OPTIONS)
+    assert "misshapen: blocks.0.recurrent_block.linear_x.weight, expected shape (40, 40), got ()." in message
+
+
+def test_a_weight_in_two_files_is_refused(directory: Path, tmp_path: Path):
+    twice = tmp_path / "twice"
+    shutil.copytree(directory, twice)
+    entries = load_file(twice / "model.safetensors")
+    names = sorted(entries)
+    save_file(entries, twice / "model-00001-of-00002.safetensors")
+    save_file({names[0]: entries[names[0]]}, twice / "model-00002-of-00002.safetensors")
+    (twice / "model.safetensors").unlink()
+    places = dict.fromkeys(names, "model-00001-of-00002.safetensors")
+    index = {"metadata": {}, "weight_map": {**places, names[0]: "model-00002-of-00002.safetensors"}}
+    (twice / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"{names[0]}: in model-0000" in _refused(twice, tmp_path / "a.pt", to="torch")
+
+
+def test_a_config_that_is_no_json_is_refused(directory: Path, tmp_path: Path):
+    broken = tmp_path / "broken"
+    shutil.copytree(directory, broken)
+    (broken / "config.json").write_text("{")
+    assert "config.json" in _refused(broken, tmp_path / "a.pt", to="torch")

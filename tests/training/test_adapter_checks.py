@@ -187,3 +187,8 @@ def test_without_a_gradient_a_forward_changes_no_parameter_of_the_gates():
     logits_of(wrapped, some_ids(model))
     after = wrapped.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_methods_that_change_no_layer_pass():
+    prompt = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    assert check_adapter(tiny_model(tiny_config()), prompt) is None

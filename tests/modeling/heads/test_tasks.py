@@ -277,3 +277,21 @@ def test_wrong_input_is_named():
         build("question")(ids, start_positions=torch.zeros(2).long())
     with pytest.raises(TypeError, match="forward: expected arguments that RecurrentGemma knows"):
         build("sequence")(ids, unknown=1)
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_a_loss_function_of_ones_own_gets_logits_and_labels(task):
+    model = build(task)
+    ids, mask = pad(draw_rows(), "right")
+    labels, _ = targets(task, mask, draw_rows())
+    seen = []
+    model.loss_function = lambda *given, **named: seen.append((given, named)) or torch.tensor(7.0)
+    output = model(ids, attention_mask=mask, **labels)
+    assert output.loss == 7.0 and len(seen) == 1
+    ((given, named),) = seen
+    tensors = [value for value in (*given, *named.values()) if isinstance(value, torch.Tensor)]
+    logits = [output.start_logits, output.end_logits] if task == "question" else [output.logits]
+    if task == "token":
+        labels["labels"] = labels["labels"].masked_fill(mask == 0, -100)
+    for expected in (*logits, *labels.values()):
+        assert any(tensor.shape == expected.shape and torch.equal(tensor, expected) for tensor in tensors)
