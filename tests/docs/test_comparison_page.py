@@ -170,7 +170,8 @@ def test_in_tree_batch_of_unequal_prompts(in_tree: Any, ids: Tensor):
     assert difference(padded, alone) > WRONG
 
 
-@pytest.fixture(scope="module", params=["jax", "torch"])
+# JAX compiles for every length. Its packed rows, and single tokens after a prompt, are in tests/parity as well.
+@pytest.fixture(scope="module", params=[pytest.param("jax", marks=pytest.mark.slow), "torch"])
 def deepmind(request: pytest.FixtureRequest) -> Any:
     """DeepMind's model with random weights, as a function of ids, positions and a cache, on torch's tensors."""
     require("recurrentgemma")

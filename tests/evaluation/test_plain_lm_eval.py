@@ -31,6 +31,8 @@ metric_list:
 """
 
 
+# Other programs are started with exec in tests/cli/test_exec.py, and lm-eval's numbers are in test_language_model.py.
+@pytest.mark.slow
 def test_lm_eval_with_exec(tmp_path: Path):
     # Contexts of more than a window of 128 tokens: Transformers' own class gives other figures there.
     docs = [
