@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,11 @@ def _read_config(path: Path) -> RecurrentGemmaConfig:
         return RecurrentGemmaConfig.from_dict(fields)
 
 
+def block_types_of(layers: Iterable[str]) -> list[str]:
+    """DeepMind's names, which a config takes, of layer types in Transformers' terms."""
+    return ["attention" if kind == "sliding_attention" else "recurrent" for kind in layers]
+
+
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / _INDEX
     if (directory / _WEIGHTS).is_file() or not index.is_file():
@@ -111,4 +117,4 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-__all__ = ["Checkpoint", "load_tokenizer", "open_checkpoint", "require_file"]
+__all__ = ["Checkpoint", "block_types_of", "load_tokenizer", "open_checkpoint", "require_file"]

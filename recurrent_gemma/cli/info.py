@@ -9,7 +9,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from recurrent_gemma.cli.checkpoint import open_checkpoint
+from recurrent_gemma.cli.checkpoint import block_types_of, open_checkpoint
 from recurrent_gemma.configuration import PRESETS, RecurrentGemmaConfig
 from recurrent_gemma.configuration.state_size import kv_cache_bytes, state_bytes
 from recurrent_gemma.modeling import RecurrentGemmaForCausalLM
@@ -56,7 +56,7 @@ def _stored_dtype(names: tuple[str, ...]) -> torch.dtype:
 
 def _architecture(model: str, config: RecurrentGemmaConfig, parameters: int, weights: str | None) -> Table:
     table = Table(title=Text(model), title_justify="left", show_header=False)
-    layers = Counter("attention" if kind == "sliding_attention" else "recurrent" for kind in config.layers_block_type)
+    layers = Counter(block_types_of(config.layers_block_type))
     counts = ", ".join(f"{count} {name}" for name, count in layers.items())
     cap = config.final_logit_softcapping
     rows = {

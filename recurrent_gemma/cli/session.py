@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TextGenerationPipeline
 
-from recurrent_gemma.cli.checkpoint import load_tokenizer, open_checkpoint
+from recurrent_gemma.cli.checkpoint import block_types_of, load_tokenizer, open_checkpoint
 from recurrent_gemma.cli.errors import CommandError, ExitCode, one_line, reported_as
 from recurrent_gemma.configuration import RecurrentGemmaConfig
 from recurrent_gemma.modeling.cache import (
@@ -142,8 +142,7 @@ def session_info(path: Path, model: Path | None = None) -> None:
     with reported_as(ExitCode.SESSION, f"{path}: the model's config"):
         fields = dict(info.config)
         # The file has the kind of every layer, which a config derives from its block types.
-        layers = fields.pop("layers_block_type")
-        block_types = ["attention" if kind == "sliding_attention" else "recurrent" for kind in layers]
+        block_types = block_types_of(fields.pop("layers_block_type"))
         config = RecurrentGemmaConfig(**fields, block_types=block_types)
     state = state_nbytes(_load(path, config))
     kinds = Counter(block_types)
